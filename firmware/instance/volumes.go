@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package instance
+
+import (
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"github.com/davit-dpu/davit/firmware/spec"
+)
+
+// volumes finds and makes the files behind volumes: DIR/NAME.img, for memory
+// volumes in a folder on tmpfs.
+type volumes struct{ files, memory string }
+
+const volumeSuffix = ".img"
+
+// VolumeInfo is a volume as it lies on the card.
+type VolumeInfo struct {
+	Name      string          `json:"name"`
+	Kind      spec.VolumeKind `json:"kind"`
+	Size      spec.Bytes      `json:"size"`
+	Allocated spec.Bytes      `json:"allocated"` // blocks in use: less than Size for a sparse file
+}
+
+// open opens the volume's file, making it when the spec gives a size and it is
+// not there yet. A file of another size than the spec says is refused: growing
+// or cutting somebody's disk is not a side effect of a start.
+func (v volumes) open(vol *spec.Volume) (*os.File, error) {
+	path := v.path(vol.Kind, vol.Name)
+	flags := os.O_RDWR
+	if vol.ReadOnly {
+		flags = os.O_RDONLY
+	}
+	f, err := os.OpenFile(path, flags|syscall.O_NOFOLLOW, 0)
+	if errors.Is(err, fs.ErrNotExist) && vol.Size > 0 {
+		return v.create(path, flags, vol)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open volume %s: %w", vol.Name, err)
+	}
+	st, err := f.Stat()
+	switch {
+	case err != nil:
+	case !st.Mode().IsRegular():
+		err = errors.New("not a regular file")
+	case vol.Size != 0 && st.Size() != int64(vol.Size):
+		err = fmt.Errorf("has %s, the instance wants %s", spec.Bytes(st.Size()), vol.Size)
+	case st.Size() == 0 || st.Size()%spec.SectorSize != 0:
+		err = fmt.Errorf("has %d bytes, not a multiple of %d", st.Size(), spec.SectorSize)
+	}
+	if err != nil {
+		f.Close()
+		return nil, fmt.Errorf("open volume %s: %w", vol.Name, err)
+	}
+	return f, nil
+}
+
+// create makes a sparse file under another name first, so that a crash leaves
+// no volume of the wrong size.
+func (v volumes) create(path string, flags int, vol *spec.Volume) (*os.File, error) {
+	tmp, err := os.CreateTemp(filepath.Dir(path), "."+vol.Name+"-*")
+	if err != nil {
+		return nil, fmt.Errorf("create volume %s: %w", vol.Name, err)
+	}
+	defer os.Remove(tmp.Name())
+	err = errors.Join(tmp.Truncate(int64(vol.Size)), tmp.Sync(), tmp.Close())
+	if err == nil {
+		err = os.Rename(tmp.Name(), path)
+	}
+	if err == nil {
+		err = syncDir(filepath.Dir(path))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("create volume %s: %w", vol.Name, err)
+	}
+	return os.OpenFile(path, flags, 0)
+}
+
+func (v volumes) path(kind spec.VolumeKind, name string) string {
+	if kind == spec.VolumeMemory {
+		return filepath.Join(v.memory, name+volumeSuffix)
+	}
+	return filepath.Join(v.files, name+volumeSuffix)
+}
+
+// list returns all volumes of the card.
+func (v volumes) list() ([]VolumeInfo, error) {
+	var out []VolumeInfo
+	for _, at := range []struct {
+		kind spec.VolumeKind
+		dir  string
+	}{{spec.VolumeFile, v.files}, {spec.VolumeMemory, v.memory}} {
+		entries, err := os.ReadDir(at.dir)
+		if err != nil {
+			return nil, fmt.Errorf("list volumes: %w", err)
+		}
+		for _, e := range entries {
+			name, ok := strings.CutSuffix(e.Name(), volumeSuffix)
+			var st syscall.Stat_t
+			if !ok || spec.CheckName("volume", name) != nil || syscall.Lstat(filepath.Join(at.dir, e.Name()), &st) != nil {
+				continue
+			}
+			out = append(out, VolumeInfo{name, at.kind, spec.Bytes(st.Size), spec.Bytes(st.Blocks * 512)})
+		}
+	}
+	return out, nil
+}
+
+// MaxDigest bounds one request for a volume's digest, so that it stays short.
+const MaxDigest = 64 * spec.MiB
+
+// digest is SHA-256 over length bytes of a volume from offset, as the card's
+// storage holds them now.
+func (v volumes) digest(kind spec.VolumeKind, name string, offset, length spec.Bytes) ([]byte, error) {
+	if err := spec.CheckName("volume", name); err != nil {
+		return nil, err
+	}
+	f, err := os.OpenFile(v.path(kind, name), os.O_RDONLY|syscall.O_NOFOLLOW, 0)
+	if err != nil {
+		return nil, fmt.Errorf("digest of volume %s: %w", name, err)
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return nil, fmt.Errorf("digest of volume %s: %w", name, err)
+	}
+	size := spec.Bytes(st.Size())
+	if length == 0 || length > MaxDigest || offset > size || length > size-offset {
+		return nil, fmt.Errorf("digest of volume %s: [%d, +%d) is not a range of at most %s inside its %s", name, offset, length, MaxDigest, size)
+	}
+	h := sha256.New()
+	if _, err := io.Copy(h, io.NewSectionReader(f, int64(offset), int64(length))); err != nil {
+		return nil, fmt.Errorf("digest of volume %s: %w", name, err)
+	}
+	return h.Sum(nil), nil
+}
