@@ -25,7 +25,7 @@ func Board() board.Board {
 			"tpm_tis",                                                // MMIO TPM
 			"virtio_net",                                             // management network
 			"libnvdimm", "nfit", "nd_pmem", "device_dax", "dax_pmem", // host memory
-			"virtio_rng", "i6300esb", // entropy, watchdog
+			"virtio_rng", // entropy
 		},
 		Consoles:       []string{"ttyAMA0", "hvc0"},
 		TPM:            "/dev/tpmrm0",

@@ -13,6 +13,7 @@ import (
 // Device is one disk of an instance as the vcard is to serve it.
 type Device struct {
 	Instance     string
+	Generation   string // the only VMM that may use it
 	Volume       spec.Volume
 	MemoryOffset spec.Bytes // the only part of the pool that its queues may touch
 	MemorySize   spec.Bytes

@@ -246,7 +246,7 @@ func (r *runner) addDevices(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		d := Device{Instance: r.spec.Name, Volume: v, MemoryOffset: r.rec.PoolOffset, MemorySize: r.spec.Memory}
+		d := Device{Instance: r.spec.Name, Generation: r.rec.Generation, Volume: v, MemoryOffset: r.rec.PoolOffset, MemorySize: r.spec.Memory}
 		err = r.svc.cfg.Host.AddDevice(ctx, d, f)
 		f.Close()
 		if err != nil {

@@ -1,0 +1,15 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Command guest is pid 1 of the emulated server's demonstration instance,
+// twice: as /init of its initramfs it loads modules, mounts the disk that the
+// card serves and switches to it; as /sbin/init on that disk it proves that the
+// disk holds what was written, then keeps a shell on the console and powers off
+// when the power button is pressed.
+//
+// The proof, one line a file, which davit compares with the card's volume:
+//
+//	DAVIT-PROOF nonce=HEX disk=NAME offset=BYTES length=BYTES sha256=HEX
+//	DAVIT-PROOF nonce=HEX end
+//
+// It knows nothing of cards: to it, the disk is a virtio disk.
+package main

@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"encoding/binary"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// runRoot is pid 1 on the disk; it only returns an error.
+func runRoot() error {
+	if err := mount("tmpfs", "/run", "tmpfs", 0); err != nil {
+		return err
+	}
+	nonce := argument("davit.nonce")
+	fmt.Printf("DAVIT-GUEST root mounted from the card's disk, boot %d\n", countBoots())
+	if err := prove(os.Stdout, "/var/proof", nonce); err != nil {
+		fmt.Printf("DAVIT-PROOF nonce=%s error: %v\n", nonce, err)
+	} else {
+		fmt.Printf("DAVIT-PROOF nonce=%s end\n", nonce)
+	}
+	if argument("davit.load") != "" {
+		go load("/var/load")
+	}
+	go watchPowerButton()
+	return shells()
+}
+
+// argument is the value of key=value on the kernel command line.
+func argument(key string) string {
+	text, err := os.ReadFile("/proc/cmdline")
+	if err != nil {
+		return ""
+	}
+	for _, word := range strings.Fields(string(text)) {
+		if value, ok := strings.CutPrefix(word, key+"="); ok {
+			return value
+		}
+	}
+	return ""
+}
+
+// countBoots counts on the disk, so that a later boot shows that the disk kept it.
+func countBoots() int {
+	const path = "/var/boots"
+	n := 0
+	if text, err := os.ReadFile(path); err == nil {
+		fmt.Sscan(string(text), &n)
+	}
+	n++
+	if err := writeSynced(path, fmt.Appendln(nil, n)); err != nil {
+		fmt.Println("count boots:", err)
+	}
+	return n
+}
+
+// shells keeps a shell on the console and reaps orphans.
+func shells() error {
+	for {
+		sh := exec.Command("/bin/sh", "-l")
+		sh.Env = []string{"HOME=/root", "PATH=/bin:/sbin", "TERM=vt100", "PS1=demo# "}
+		sh.Stdin, sh.Stdout, sh.Stderr = os.Stdin, os.Stdout, os.Stderr
+		sh.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
+		if err := sh.Start(); err != nil {
+			return fmt.Errorf("start a shell: %w", err)
+		}
+		for {
+			pid, err := syscall.Wait4(-1, nil, 0, nil)
+			if err == syscall.EINTR {
+				continue
+			}
+			if err != nil || pid == sh.Process.Pid {
+				break
+			}
+		}
+	}
+}
+
+// watchPowerButton powers off when a KEY_POWER event arrives (linux/input.h:
+// struct input_event is two longs of time, then type, code and value).
+func watchPowerButton() {
+	files, err := filepath.Glob("/dev/input/event*")
+	if err != nil || len(files) == 0 {
+		fmt.Println("no power button: stopping this instance will need force")
+		return
+	}
+	for _, name := range files {
+		go func() {
+			f, err := os.Open(name)
+			if err != nil {
+				fmt.Println(err)
+				return
+			}
+			defer f.Close()
+			const evKey, keyPower, eventSize = 1, 116, 24
+			var event [eventSize]byte
+			for {
+				if _, err := io.ReadFull(f, event[:]); err != nil {
+					return
+				}
+				kind := binary.NativeEndian.Uint16(event[16:])
+				code := binary.NativeEndian.Uint16(event[18:])
+				if kind == evKey && code == keyPower && event[20] == 1 {
+					powerOff()
+				}
+			}
+		}()
+	}
+}
+
+// powerOff leaves the disk clean: nothing writes behind the remount.
+func powerOff() {
+	fmt.Println("DAVIT-GUEST power button: powering off")
+	unix.Sync()
+	if err := unix.Mount("", "/", "", unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
+		fmt.Println("remount read-only:", err)
+	}
+	unix.Sync()
+	if err := unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF); err != nil {
+		fmt.Println("power off:", err)
+	}
+}
