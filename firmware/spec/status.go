@@ -4,6 +4,9 @@ package spec
 
 import "time"
 
+// Version is that of this source tree: programs and images say it.
+const Version = "0.1.0"
+
 // Phase is where something is in its life.
 type Phase string
 
