@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package vblk is the virtio block device (Virtio 1.2, 5.2) over a disk.Volume.
+//
+//	readable                        writable
+//	┌──────────────────┬──────┐     ┌──────┬────────┐
+//	│ type reserved    │ data │     │ data │ status │
+//	│ sector (512 B)   │ (out)│     │ (in) │ 1 byte │
+//	└──────────────────┴──────┘     └──────┴────────┘
+//	  16 bytes, copied once
+//
+// Data moves between the guest's memory and the volume without a copy on the
+// way. A request that is wrong in itself (range, length, unknown type) or that the volume fails
+// gets its status, and the device goes on; a request without room for header or
+// status breaks the virtio protocol and ends the queue.
+//
+// # Cache and flush
+//
+// A flush request ends when everything whose completion the guest could have
+// seen before it submitted the flush is durable. Requests execute concurrently, so
+// it says nothing about writes that were in flight beside it. A driver that did not
+// accept VIRTIO_BLK_F_FLUSH, or turned the write cache off, gets each write made durable before it completes.
+//
+// Turning the cache off by the driver (VIRTIO_BLK_F_CONFIG_WCE) is offered only if
+// asked for, because front ends do not repeat the setting to a back end that was
+// restarted, and a guest that relies on it would lose writes.
+//
+// # After a restart
+//
+// Requests that were not completed are executed again (see virtq). Reads, writes,
+// flushes, discards and zeroing may be repeated as long as the guest has not seen
+// them complete: the result is the same.
+//
+// The package does not know vhost-user, where the volume comes from, or how
+// many guests there are.
+package vblk

@@ -1,0 +1,209 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package vhostuser
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"sync"
+
+	"github.com/davit-dpu/davit/firmware/virtio"
+	"github.com/davit-dpu/davit/firmware/virtio/guestmem"
+)
+
+// ringFeatures are the feature bits that virtq and this package implement.
+const ringFeatures = virtio.FeatureVersion1 | virtio.FeatureIndirectDesc |
+	virtio.FeatureEventIdx | FeatureProtocolFeatures
+
+const protocolFeatures = ProtocolMQ | ProtocolReplyAck | ProtocolConfig
+
+// MaxQueues is the largest number of virtqueues: an index has 8 bits.
+const MaxQueues = 256
+
+// Status is what a session looks like from outside.
+type Status struct {
+	// Features are those the driver accepted, 0 before it did.
+	Features virtio.Features
+	// Running is the number of rings that are being served.
+	Running int
+	// Stopped is the reason for which the device is stopped, or nil. It is a
+	// *virtq.ProtocolError when the driver broke the virtio protocol.
+	Stopped error
+}
+
+// Options are the surroundings of a session.
+type Options struct {
+	// Mapper makes guest memory accessible. Default: FDMapper.
+	Mapper Mapper
+	// Notifiers opens kicks and calls. Default: EventFDs.
+	Notifiers Notifiers
+	// Log gets one line for each change of state. Default: no log.
+	Log *slog.Logger
+	// Changed, if not nil, is told of each new status, one at a time. It must
+	// not block.
+	Changed func(Status)
+}
+
+// session is the state of one front end's connection. The goroutine in Serve
+// owns all of it but what mu guards.
+type session struct {
+	ctx    context.Context
+	conn   Conn
+	device virtio.Device
+	info   virtio.Info
+	opts   Options
+	log    *slog.Logger
+
+	features virtio.Features
+	protocol uint64
+	mem      *guestmem.Memory // nil before the first table
+	rings    []ring
+
+	mu      sync.Mutex
+	stopped error  // guarded by mu: why the device is stopped, or nil
+	status  Status // guarded by mu
+}
+
+// Serve lets the front end at the other end of conn use the device. It returns
+// when everything that was taken from the rings is completed and all memory is
+// unmapped: nil when the front end closed the connection, ctx's error after ctx is done, a
+// *MessageError when the front end broke the protocol. conn is closed then.
+//
+// The device must not be served by another session at the same time.
+func Serve(ctx context.Context, conn Conn, device virtio.Device, opts Options) error {
+	s, err := newSession(ctx, conn, device, opts)
+	if err != nil {
+		return errors.Join(err, conn.Close())
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	s.ctx = ctx
+	closed := make(chan struct{})
+	unhook := context.AfterFunc(ctx, func() {
+		defer close(closed)
+		_ = conn.Close()
+	})
+	err = s.loop()
+	if unhook() {
+		_ = conn.Close()
+	} else {
+		<-closed
+		err = ctx.Err()
+	}
+	s.teardown()
+	return err
+}
+
+func newSession(ctx context.Context, conn Conn, device virtio.Device, opts Options) (*session, error) {
+	info := device.Info()
+	if info.Queues < 1 || info.Queues > MaxQueues {
+		return nil, fmt.Errorf("device with %d queues, 1 to %d are possible", info.Queues, MaxQueues)
+	}
+	if bad := info.Features & ringFeatures; bad != 0 {
+		return nil, fmt.Errorf("device offers ring features %#x", uint64(bad))
+	}
+	if opts.Mapper == nil {
+		opts.Mapper = FDMapper{}
+	}
+	if opts.Notifiers == nil {
+		opts.Notifiers = EventFDs{}
+	}
+	if opts.Log == nil {
+		opts.Log = slog.New(slog.DiscardHandler)
+	}
+	s := &session{ctx: ctx, conn: conn, device: device, info: info, opts: opts, log: opts.Log}
+	s.rings = make([]ring, info.Queues)
+	for i := range s.rings {
+		s.rings[i].index = i
+	}
+	return s, nil
+}
+
+// loop handles messages until the front end goes or errs.
+func (s *session) loop() error {
+	for {
+		m, err := s.conn.ReadMessage()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		err = s.handle(&m)
+		closeAll(m.FDs)
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// teardown stops all rings and gives back what the session holds.
+func (s *session) teardown() {
+	for i := range s.rings {
+		s.rings[i].cancelRun()
+	}
+	for i := range s.rings {
+		s.halt(&s.rings[i])
+		s.rings[i].closeNotifiers()
+	}
+	if s.mem != nil {
+		if err := s.mem.Close(); err != nil {
+			s.log.Warn("guest memory not released", "err", err)
+		}
+		s.mem = nil
+	}
+	s.features = 0
+	s.publish()
+}
+
+// stopDevice stops all rings because of err. It is called by the goroutine of
+// the ring that failed, and waits for nobody.
+func (s *session) stopDevice(queue int, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.stopped != nil {
+		return
+	}
+	s.stopped = err
+	s.log.Error("device stopped", "queue", queue, "reason", err)
+	for i := range s.rings {
+		s.rings[i].fail()
+	}
+	s.status.Stopped, s.status.Running = err, 0
+	s.tell()
+}
+
+// stoppedFor returns the reason for which the device is stopped.
+func (s *session) stoppedFor() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.stopped
+}
+
+// publish tells the observer if something changed.
+func (s *session) publish() {
+	running := 0
+	for i := range s.rings {
+		if s.rings[i].run != nil {
+			running++
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := Status{Features: s.features, Running: running, Stopped: s.stopped}
+	if was := s.status; now.Features == was.Features && now.Running == was.Running && (now.Stopped == nil) == (was.Stopped == nil) {
+		return
+	}
+	s.status = now
+	s.tell()
+}
+
+// tell calls the observer. The caller holds mu, which keeps the order.
+func (s *session) tell() {
+	if s.opts.Changed != nil {
+		s.opts.Changed(s.status)
+	}
+}

@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package virtq is the device side of a virtqueue: the split ring of Virtio 1.2
+// section 2.7, with indirect descriptors and event index.
+//
+//	        driver writes                         device writes
+//	┌────────────┐  ┌──────────────────┐   ┌──────────────────────┐
+//	│ descriptor │  │ available ring   │   │ used ring            │
+//	│ table      │◄─│ idx  ring[size]  │   │ idx  elements[size]  │
+//	│ addr len   │  │ used_event       │   │ avail_event          │
+//	│ flags next │  └──────────────────┘   └──────────────────────┘
+//	└────────────┘        next ▲                  ▲ used
+//	                           │                  │
+//	          used ≤ completed ≤ … ≤ next ≤ avail.idx   (modulo 2^16)
+//	                └─ taken, in flight ─┘└ waiting ┘
+//
+// # Order
+//
+// Requests may be worked on in parallel and may finish in any order, but they
+// are published in ring order. Hence used.idx..avail.idx in guest memory is, at
+// any moment and also after the process is killed, exactly the set of requests
+// that the driver has not seen completed. A Queue resumes from there: requests
+// must be idempotent while they are outstanding, as those of a disk are.
+//
+// # Who owns what
+//
+// Any number of goroutines may call Take and Complete. The next index, the
+// avail_event field and the waiting for kicks belong to the one inside Take
+// (takeMu): it waits on behalf of all, and the next one follows when it leaves
+// with a request. The used ring belongs to whoever holds usedMu. Run is the
+// usual way to have a bounded set of workers do both.
+//
+// # A hostile driver
+//
+// All of guest memory can change at any time. Each index, descriptor and event
+// word is read once into memory of this process, checked there, and used from
+// there. What breaks the protocol is a *ProtocolError, which ends the queue: it
+// takes and publishes nothing more. Chains are bounded: at most the queue size
+// of direct and MaxIndirect of indirect descriptors, hence loops end.
+//
+// # Memory order
+//
+// Go has no 16-bit atomics, so indices are accessed through the aligned 32-bit
+// word that holds them: loads take the whole word, stores of used.idx write
+// it together with the flags (ours, always 0), and avail_event, whose other half may belong
+// to somebody else, is exchanged by compare-and-swap. Go's atomics are sequentially
+// consistent on every architecture, which gives the two orders that the ring needs:
+// release of used elements before used.idx, and store-before-load between
+// arming the notification and looking again (and between used.idx and used_event).
+// The machine must be little-endian, as amd64 and arm64 are.
+//
+// The package does not know what a request means, where the ring addresses
+// come from, or how a notification travels.
+package virtq

@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package virtq
+
+import (
+	"sync/atomic"
+	"unsafe"
+)
+
+// word is the aligned 32-bit word of guest memory that holds a 16-bit field.
+type word struct {
+	p     *uint32
+	shift uint // 0 or 16: where the field is in the word
+}
+
+// field returns the 16-bit field at byte off of b. base is b's offset
+// from the preceding multiple of four: b[0] is at an aligned machine address.
+func field(b []byte, off int) word {
+	aligned := off &^ 3
+	four := b[aligned : aligned+4] // bounds check
+	return word{p: (*uint32)(unsafe.Pointer(unsafe.SliceData(four))), shift: uint(off-aligned) * 8}
+}
+
+// load reads the field.
+func (w word) load() uint16 {
+	return uint16(atomic.LoadUint32(w.p) >> w.shift)
+}
+
+// store writes the field and leaves the other half of the word as it is, even
+// when somebody else writes that at the same time.
+func (w word) store(v uint16) {
+	for {
+		old := atomic.LoadUint32(w.p)
+		changed := old&^(0xffff<<w.shift) | uint32(v)<<w.shift
+		if atomic.CompareAndSwapUint32(w.p, old, changed) {
+			return
+		}
+	}
+}
+
+// storeWord writes a whole word of which we own both halves.
+func (w word) storeWord(v uint32) { atomic.StoreUint32(w.p, v) }
