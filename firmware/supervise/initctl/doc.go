@@ -1,0 +1,21 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package initctl is what pid 1 and the programs of the card say to each other:
+// a control socket with three words, and the boot report that pid 1 writes.
+//
+// The control socket is a unix seqpacket socket. One connection carries one
+// request and one answer, each a word of exactly 16 bytes, padded with NUL:
+//
+//	request   reboot | poweroff | status
+//	answer    accepted | refused | unknown           to reboot and poweroff
+//	          one word of State                      to status
+//
+// Only user 0 is answered; the kernel says who asks (SO_PEERCRED). Pid 1
+// compares the word with its list and parses nothing.
+//
+// The boot report (Report) is JSON, written once each time a step of the boot
+// has ended, replaced as a whole. It says what was done and what was not; who
+// reads it must not take a missing step for a good one.
+//
+// The package does not know what a step does, nor how a card reboots.
+package initctl
