@@ -3,9 +3,13 @@
 package supervise
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"strconv"
+	"sync"
+
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -13,29 +17,42 @@ const (
 	readyWord = "ready\n"
 )
 
-// NotifyReady tells the supervisor that this process is ready to serve. It
-// works once; called again, or in a process that nobody supervises, it does
-// nothing. The descriptor must not leak to a child of ours, so it is closed
-// and its variable removed. Call it before starting other processes.
-func NotifyReady() error {
+// Notifier takes the readiness pipe that the supervisor gave this process, and
+// returns the function that says, once, that it is ready to serve. Call it
+// before any other process is started: from then on no child inherits the pipe,
+// which would keep it open and could speak for us. In a process that nobody
+// supervises the function does nothing.
+func Notifier() (ready func() error, err error) {
 	v, ok := os.LookupEnv(notifyEnv)
 	if !ok {
-		return nil
+		return func() error { return nil }, nil
 	}
 	if err := os.Unsetenv(notifyEnv); err != nil {
-		return fmt.Errorf("unset %s: %w", notifyEnv, err)
+		return nil, fmt.Errorf("unset %s: %w", notifyEnv, err)
 	}
 	n, err := strconv.Atoi(v)
 	if err != nil || n < 3 {
-		return fmt.Errorf("%s=%q is not a descriptor", notifyEnv, v)
+		return nil, fmt.Errorf("%s=%q is not a descriptor", notifyEnv, v)
+	}
+	if _, err := unix.FcntlInt(uintptr(n), unix.F_SETFD, unix.FD_CLOEXEC); err != nil {
+		return nil, fmt.Errorf("%s=%q is not an open descriptor: %w", notifyEnv, v, err)
 	}
 	f := os.NewFile(uintptr(n), "readiness pipe")
-	if f == nil {
-		return fmt.Errorf("%s=%q is not an open descriptor", notifyEnv, v)
+	return sync.OnceValue(func() error {
+		_, err := f.WriteString(readyWord)
+		if err = errors.Join(err, f.Close()); err != nil {
+			return fmt.Errorf("tell readiness: %w", err)
+		}
+		return nil
+	}), nil
+}
+
+// NotifyReady is Notifier and its function in one, for programs that start no
+// children before they are ready.
+func NotifyReady() error {
+	ready, err := Notifier()
+	if err != nil {
+		return err
 	}
-	defer f.Close()
-	if _, err := f.WriteString(readyWord); err != nil {
-		return fmt.Errorf("tell readiness: %w", err)
-	}
-	return nil
+	return ready()
 }

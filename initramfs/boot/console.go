@@ -33,7 +33,7 @@ var fallbackTTYs = []string{"ttyAMA0", "hvc0", "ttyS0"}
 type Consoles struct {
 	mu      sync.Mutex
 	sinks   []*sink  // guarded by mu
-	backlog []string // guarded by mu; nil once the first console is attached
+	backlog []string // guarded by mu; the lines before the first console, for each that is attached
 	started bool     // guarded by mu; a console was attached, or there is none
 }
 
@@ -68,7 +68,6 @@ func (c *Consoles) attach(w io.WriteCloser, reopen func() (io.WriteCloser, error
 	for _, line := range c.backlog {
 		s.put(line)
 	}
-	c.backlog = nil
 	c.sinks = append(c.sinks, s)
 	c.started = true
 }

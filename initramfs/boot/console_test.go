@@ -51,15 +51,13 @@ func TestConsolesGetEverything(t *testing.T) {
 		fmt.Fprintln(&c, "before any console")
 		a, b := &tty{}, &tty{}
 		c.attach(a, nil)
-		fmt.Fprintln(&c, "first")
 		c.attach(b, nil)
-		fmt.Fprintln(&c, "second")
+		fmt.Fprintln(&c, "after")
 		c.drain(time.Second)
-		if got, want := a.text(), "before any console\nfirst\nsecond\n"; got != want {
-			t.Errorf("first console got %q, want %q", got, want)
-		}
-		if got, want := b.text(), "second\n"; got != want {
-			t.Errorf("second console got %q, want %q", got, want)
+		for name, console := range map[string]*tty{"first": a, "second": b} {
+			if got, want := console.text(), "before any console\nafter\n"; got != want {
+				t.Errorf("%s console got %q, want %q", name, got, want)
+			}
 		}
 		if n := c.dropped(); n != 0 {
 			t.Errorf("%d lines lost", n)

@@ -47,6 +47,9 @@ func (a *archive) skeleton() {
 	}
 	// The kernel opens it as pid 1's standard streams before /dev is mounted.
 	a.record(cpio.CharDev("dev/console", 0o600, 5, 1))
+	// Without a console those streams are closed, and Go's runtime opens this
+	// one in their place, or ends pid 1.
+	a.record(cpio.CharDev("dev/null", 0o666, 1, 3))
 }
 
 // addArchive adds the records of another archive. Folders that are there stay.

@@ -99,7 +99,7 @@ func TestBuildProduction(t *testing.T) {
 	o := testOptions(t)
 	img := mustBuild(t, o)
 	want := []string{
-		"/davit/hello", "/dev/console", "/etc/davit/config.yaml", "/etc/davit/modules",
+		"/davit/hello", "/dev/console", "/dev/null", "/etc/davit/config.yaml", "/etc/davit/modules",
 		"/etc/os-release", "/etc/resolv.conf", "/init",
 	}
 	// A list, and not a look for shells: nothing else may get in.

@@ -47,6 +47,7 @@ func TestInspect(t *testing.T) {
 		{Path: "/bin/sh", Mode: fs.ModeSymlink | 0o777, Size: 12, Target: "../bbin/gosh",
 			SHA256: "ac2475f028d944a8"},
 		{Path: "/dev/console", Mode: fs.ModeDevice | fs.ModeCharDevice | 0o600, SHA256: "e3b0c44298fc1c14"},
+		{Path: "/dev/null", Mode: fs.ModeDevice | fs.ModeCharDevice | 0o666, SHA256: "e3b0c44298fc1c14"},
 		{Path: "/empty", Mode: 0o600, SHA256: "e3b0c44298fc1c14"},
 		{Path: "/etc/hello", Mode: 0o644, Size: 5, SHA256: "2cf24dba5fb0a30e"},
 	}
