@@ -75,7 +75,7 @@ func (c *Channel) takeRecord(limit int) ([]byte, error) {
 		n := binary.LittleEndian.Uint32(c.rx)
 		if uint64(n) > uint64(limit) {
 			c.closeLocked("record too long")
-			return nil, fmt.Errorf("read record: %d bytes are more than %d", n, limit)
+			return nil, fmt.Errorf("read record: %w: %d bytes are more than %d", ErrProtocol, n, limit)
 		}
 		if len(c.rx) >= 4+int(n) {
 			p := append([]byte{}, c.rx[4:4+n]...)

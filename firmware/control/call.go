@@ -92,15 +92,24 @@ func (c *Client) ConsoleWrite(ctx context.Context, instance string, data []byte)
 	return err
 }
 
-// Status collects all pages. Pages are taken one after the other: what changes
-// meanwhile is either old or new in it, and an Event follows.
+// Status is the truth at one moment. It travels in pages of one snapshot; one
+// call at a time collects them.
 func (c *Client) Status(ctx context.Context) (*Status, error) {
+	select {
+	case c.paging <- struct{}{}:
+		defer func() { <-c.paging }()
+	case <-ctx.Done():
+		return nil, fmt.Errorf("status: %w", ctx.Err())
+	}
 	var all Status
 	req := &StatusRequest{}
 	for {
 		page, err := call[StatusReply](ctx, c, req)
 		if err != nil {
 			return nil, err
+		}
+		if req.Snapshot != 0 && page.Snapshot != req.Snapshot {
+			return nil, fmt.Errorf("status: a page of another snapshot: %w", ErrProtocol)
 		}
 		all.Host, all.Doors = page.Host, page.Doors
 		all.Devices = append(all.Devices, page.Devices...)
@@ -111,17 +120,27 @@ func (c *Client) Status(ctx context.Context) (*Status, error) {
 		if !page.More {
 			return &all, nil
 		}
-		before := *req
-		if n := len(page.Devices); n > 0 {
-			req.AfterDevice = page.Devices[n-1].Key()
-		}
-		if n := len(page.VMMs); n > 0 {
-			req.AfterVMM = VMMKey(&page.VMMs[n-1])
-		}
-		if req.AfterDevice < before.AfterDevice || req.AfterVMM < before.AfterVMM || *req == before {
-			return nil, fmt.Errorf("status: pages are not in order: %w", ErrProtocol)
+		if req, err = page.next(req); err != nil {
+			return nil, err
 		}
 	}
+}
+
+// next is the request for the page behind this one.
+func (m *StatusReply) next(req *StatusRequest) (*StatusRequest, error) {
+	next := *req
+	next.Snapshot = m.Snapshot
+	if n := len(m.Devices); n > 0 {
+		next.AfterDevice = m.Devices[n-1].Key()
+	}
+	if n := len(m.VMMs); n > 0 {
+		next.AfterVMM = VMMKey(&m.VMMs[n-1])
+	}
+	forward := next.AfterDevice > req.AfterDevice || next.AfterVMM > req.AfterVMM
+	if next.AfterDevice < req.AfterDevice || next.AfterVMM < req.AfterVMM || !forward || next.Snapshot == 0 {
+		return nil, fmt.Errorf("status: pages are not in order: %w", ErrProtocol)
+	}
+	return &next, nil
 }
 
 // Shutdown drains all devices and ends the vcard process; the connection ends

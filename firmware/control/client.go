@@ -35,6 +35,7 @@ type Client struct {
 	pid    int
 	events *eventQueue
 	slots  chan struct{} // one element for each unanswered request
+	paging chan struct{} // cap 1: held while Status collects its pages
 	done   chan struct{} // closed when the connection has ended
 	wg     sync.WaitGroup
 
@@ -79,7 +80,7 @@ func NewClient(ctx context.Context, conn *net.UnixConn, opts Options) (*Client, 
 	}
 	c := &Client{
 		wire: w, opts: opts, events: newEventQueue(), pid: peerPID(conn),
-		slots: make(chan struct{}, MaxPending), done: make(chan struct{}), pending: map[uint64]chan *frame{},
+		slots: make(chan struct{}, MaxPending), paging: make(chan struct{}, 1), done: make(chan struct{}), pending: map[uint64]chan *frame{},
 	}
 	c.wg.Go(c.receive)
 	c.wg.Go(c.dispatch)

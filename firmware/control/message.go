@@ -183,8 +183,10 @@ type DoorClose struct {
 	Door uint64 `json:"door"`
 }
 
-// StatusRequest asks for one page of Status: everything behind the two keys.
+// StatusRequest asks for one page of Status: everything behind the two keys in
+// a snapshot. Snapshot 0 takes a new one, in place of the last.
 type StatusRequest struct {
+	Snapshot    uint64 `json:"snapshot,omitempty"`
 	AfterDevice string `json:"afterDevice,omitempty"`
 	AfterVMM    string `json:"afterVMM,omitempty"`
 }
@@ -192,7 +194,8 @@ type StatusRequest struct {
 // StatusReply is one page of Status, sorted by Device.Key and VMMKey.
 type StatusReply struct {
 	Status
-	More bool `json:"more,omitempty"`
+	Snapshot uint64 `json:"snapshot"` // for the request of the next page
+	More     bool   `json:"more,omitempty"`
 }
 
 // Shutdown drains all devices, flushes all volumes and ends the process.

@@ -27,8 +27,8 @@ type Handler interface {
 	// same time; ctx ends when the request is cancelled or its controller has
 	// gone. Exactly one of reply and error is nil.
 	Handle(ctx context.Context, req Request, files *Files) (Reply, error)
-	// Gone is called after a controller's connection has ended and all its
-	// requests have returned.
+	// Gone is called after a controller's connection has ended, before the next
+	// one is admitted. Requests whose context has ended may still be returning.
 	Gone()
 }
 

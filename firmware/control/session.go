@@ -94,8 +94,10 @@ func (ses *session) run() error {
 			break
 		}
 	}
-	ses.wg.Wait()
+	// Not after the requests: one that hangs in I/O must not keep the next
+	// controller out.
 	ses.server.leave(ses)
+	ses.wg.Wait()
 	if err := context.Cause(ses.ctx); !errors.Is(err, io.EOF) {
 		return err
 	}

@@ -42,6 +42,9 @@ func (r *runner) view(obs *Observation) (view, spec.VMMStatus) {
 func (r *runner) reconcile(ctx context.Context, obs *Observation) time.Time {
 	running := r.rec.Desired == spec.PhaseRunning
 	v, vmm := r.view(obs)
+	if v != viewBlind {
+		r.lastSeen = ""
+	}
 	switch {
 	case v == viewNone && running:
 		return r.reconcileStart(ctx, obs)
@@ -134,9 +137,16 @@ func (r *runner) reconcileBlind(ctx context.Context, obs *Observation) time.Time
 	if obs.Serving && obs.Host {
 		return time.Time{} // ordered a moment ago; the next observation will tell
 	}
-	if p := r.show(); p.Phase != spec.PhaseUnknown {
-		r.phase(spec.PhaseUnknown, fmt.Sprintf("%s; last seen %s", reason, p.Phase))
+	if r.lastSeen == "" {
+		// Kept from here on: what is reported now is no longer what is seen.
+		switch p := r.show(); p.Phase {
+		case spec.PhaseUnknown:
+			r.lastSeen = "last seen: " + p.Reason
+		default:
+			r.lastSeen = "last seen " + string(p.Phase)
+		}
 	}
+	r.phase(spec.PhaseUnknown, reason+"; "+r.lastSeen)
 	if obs.Serving {
 		return r.keepDevices(ctx, obs)
 	}
@@ -163,19 +173,20 @@ func (r *runner) reconcileRunning(ctx context.Context, obs *Observation, vmm spe
 		r.startedAt = obs.At
 	}
 	r.stopBy = time.Time{}
-	ready := 0
+	attached := 0
 	for _, d := range obs.devices(r.spec.Name) {
-		if d.Phase == spec.PhaseReady {
-			ready++
+		// starting: the front end is there, and no driver in the guest yet
+		if d.Phase == spec.PhaseReady || d.Phase == spec.PhaseStarting {
+			attached++
 		}
 	}
 	switch want := len(r.spec.Volumes); {
-	case ready == want:
-		r.phase(spec.PhaseRunning, fmt.Sprintf("vmm runs, %d of %d disks attached", ready, want))
+	case attached == want:
+		r.phase(spec.PhaseRunning, fmt.Sprintf("vmm runs, %d of %d disks attached", attached, want))
 	case r.show().Phase == spec.PhaseStarting:
-		r.phase(spec.PhaseStarting, fmt.Sprintf("vmm runs, %d of %d disks attached", ready, want))
+		r.phase(spec.PhaseStarting, fmt.Sprintf("vmm runs, %d of %d disks attached", attached, want))
 	default:
-		r.phase(spec.PhaseUnknown, fmt.Sprintf("vmm runs, but only %d of %d disks are attached: its I/O waits", ready, want))
+		r.phase(spec.PhaseUnknown, fmt.Sprintf("vmm runs, but only %d of %d disks are attached: its I/O waits", attached, want))
 	}
 	return r.keepDevices(ctx, obs)
 }

@@ -48,6 +48,7 @@ type runner struct {
 	backoff   time.Duration
 	stopBy    time.Time // when the VMM is killed (again); zero: a stop has not been asked for
 	grace     time.Duration
+	lastSeen  string // how it was when it could be seen; empty while it can
 
 	mu          sync.Mutex
 	status      spec.InstanceStatus // guarded by mu
@@ -61,6 +62,7 @@ func newRunner(s *Service, rec record) *runner {
 		r.phase(spec.PhaseStopped, "not started")
 	} else {
 		r.phase(spec.PhaseUnknown, "found in the card's records; the host has not been asked yet")
+		r.lastSeen = "not seen since the agent started"
 	}
 	return r
 }

@@ -72,6 +72,9 @@ type Check struct {
 // Component is a part of the card with its condition.
 type Component struct {
 	Name string `json:"name"`
+	// Memory is the resident set of the component's process, its program's
+	// pages included; 0 for one that has no process of its own, or is not seen.
+	Memory Bytes `json:"memory,omitempty"`
 	Condition
 }
 

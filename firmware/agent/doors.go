@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/davit-dpu/davit/firmware/mailbox"
+	"github.com/davit-dpu/davit/firmware/mailbox/door"
+	"github.com/davit-dpu/davit/firmware/spec"
+	"github.com/davit-dpu/davit/firmware/state"
+)
+
+// doorRunner keeps one listening door open.
+type doorRunner struct {
+	name      string
+	server    *door.Server
+	listen    func(context.Context) (net.Listener, error)
+	log       *slog.Logger
+	condition state.Cell[spec.Condition]
+}
+
+// openDoors makes the servers; run opens their listeners. A door is added
+// here: a name, a server, and how it listens.
+func (a *agent) openDoors(context.Context) error {
+	bus, err := door.NewServer(door.Config{Door: mailbox.Door{Name: "bus"}, Mailbox: a.mailbox, Log: a.log})
+	if err != nil {
+		return err
+	}
+	a.busDoor = bus
+	local, err := door.NewServer(door.Config{Door: mailbox.Door{Name: "unix"}, Mailbox: a.mailbox, Log: a.log})
+	if err != nil {
+		return err
+	}
+	socket := filepath.Join(a.cfg.RunDir, "mailbox.sock")
+	a.doors = append(a.doors, &doorRunner{name: "unix", server: local, log: a.log,
+		listen: func(context.Context) (net.Listener, error) { return door.ListenUnix(socket) }})
+	address := a.config.Management.Listen
+	if address != "" {
+		identity, binding, err := door.Identity()
+		if err != nil {
+			return fmt.Errorf("tls identity: %w", err)
+		}
+		server, err := door.NewServer(door.Config{
+			Door: mailbox.Door{Name: "tls", Binding: binding}, Mailbox: a.mailbox, Log: a.log, TLS: identity,
+		})
+		if err != nil {
+			return err
+		}
+		a.doors = append(a.doors, &doorRunner{name: "tls", server: server, log: a.log,
+			listen: func(ctx context.Context) (net.Listener, error) {
+				var lc net.ListenConfig
+				return lc.Listen(ctx, "tcp", address)
+			}})
+	}
+	for _, d := range a.doors {
+		d.condition.Set(spec.Condition{Phase: spec.PhasePending, Reason: "not open yet", Since: a.started})
+	}
+	return nil
+}
+
+// run keeps the door listening until ctx ends; listening gets one message when
+// it first does.
+func (d *doorRunner) run(ctx context.Context, listening chan<- struct{}) {
+	var once sync.Once
+	for ctx.Err() == nil {
+		l, err := d.listen(ctx)
+		if err == nil {
+			d.set(spec.PhaseReady, "listens on "+l.Addr().String())
+			once.Do(func() { listening <- struct{}{} })
+			err = d.server.Serve(ctx, l)
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		d.set(spec.PhaseFailed, fmt.Sprint(err))
+		d.log.Error("door", "door", d.name, "err", err)
+		select {
+		case <-time.After(time.Second):
+		case <-ctx.Done():
+		}
+	}
+}
+
+func (d *doorRunner) set(p spec.Phase, reason string) {
+	d.condition.Set(spec.Condition{Phase: p, Reason: reason, Since: time.Now()})
+}

@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"time"
+
+	"github.com/davit-dpu/davit/board"
+	"github.com/davit-dpu/davit/firmware/bus"
+	"github.com/davit-dpu/davit/firmware/control"
+	"github.com/davit-dpu/davit/firmware/spec"
+)
+
+// windowTimeout bounds the wait for the memory's drivers.
+const windowTimeout = 10 * time.Second
+
+// hostPort opens the two things through which a card reaches its host: the
+// bus's byte stream and the DMA window. The agent only opens them; what comes
+// through is for the vcard that they are handed to.
+type hostPort struct {
+	board  board.Bus
+	pool   string // loopback: the pool file
+	socket string // loopback: where hostd connects
+}
+
+// aperture opens the DMA window; the memory's device may appear while it waits.
+func (h hostPort) aperture(ctx context.Context) (bus.Aperture, error) {
+	if h.board.NVDIMM {
+		ctx, cancel := context.WithTimeout(ctx, windowTimeout)
+		defer cancel()
+		return bus.OpenDAX(ctx, bus.DAXSelect{Region: 0})
+	}
+	if h.pool == "" {
+		return bus.Aperture{}, errors.New("no memory pool: name the host's with --pool")
+	}
+	return bus.OpenPool(h.pool)
+}
+
+// poolSize is the size of the host's pool, its reserved head included.
+func (h hostPort) poolSize(ctx context.Context) (spec.Bytes, error) {
+	a, err := h.aperture(ctx)
+	if err != nil {
+		return 0, err
+	}
+	return spec.Bytes(a.PoolOffset + a.Size), a.File.Close()
+}
+
+// stream opens the bus: the card's virtio-serial port, or a listening socket.
+func (h hostPort) stream() (f *os.File, listen bool, err error) {
+	if h.board.Port != "" {
+		path, err := bus.FindPort(h.board.Port)
+		if err != nil {
+			return nil, false, err
+		}
+		f, err := bus.OpenPort(path)
+		return f, false, err
+	}
+	if err := os.Remove(h.socket); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, false, err
+	}
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: h.socket, Net: "unix"})
+	if err != nil {
+		return nil, false, err
+	}
+	defer l.Close()
+	l.SetUnlinkOnClose(false) // the copy that the vcard gets listens on
+	if err := os.Chmod(h.socket, 0o600); err != nil {
+		return nil, false, err
+	}
+	f, err = l.File()
+	return f, true, err
+}
+
+// open opens both and describes them; the caller closes the files.
+func (h hostPort) open(ctx context.Context) (control.AttachBus, *os.File, *os.File, error) {
+	a, err := h.aperture(ctx)
+	if err != nil {
+		return control.AttachBus{}, nil, nil, fmt.Errorf("window: %w", err)
+	}
+	stream, listen, err := h.stream()
+	if err != nil {
+		return control.AttachBus{}, nil, nil, errors.Join(err, a.File.Close())
+	}
+	return control.AttachBus{
+		Listen: listen, WindowBase: spec.Bytes(a.PoolOffset), WindowSize: spec.Bytes(a.Size), FileOffset: spec.Bytes(a.FileOffset),
+	}, stream, a.File, nil
+}

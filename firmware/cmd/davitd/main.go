@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/davit-dpu/davit/board/detect"
+	"github.com/davit-dpu/davit/firmware/agent"
+	"github.com/davit-dpu/davit/firmware/spec"
+	"github.com/davit-dpu/davit/firmware/supervise"
+	"github.com/davit-dpu/davit/firmware/supervise/initctl"
+)
+
+// flags are the paths that differ between a card and a loopback.
+type flags struct {
+	board, config, state, run, tpm, vcard, pool string
+	lenient                                     bool
+}
+
+func main() {
+	var f flags
+	cmd := &cobra.Command{
+		Use: "davitd", Short: "The agent of a card", Args: cobra.NoArgs, SilenceUsage: true,
+		RunE: func(cmd *cobra.Command, _ []string) error { return run(cmd.Context(), f) },
+	}
+	cmd.Flags().StringVar(&f.board, "board", "", "board; empty: the one in the configuration, or detected")
+	cmd.Flags().StringVar(&f.config, "config", "/etc/davit/config.yaml", "the card's configuration")
+	cmd.Flags().StringVar(&f.state, "state", "/var/lib/davit", "folder that outlives reboots")
+	cmd.Flags().StringVar(&f.run, "run", "/run/davit", "folder that does not")
+	cmd.Flags().StringVar(&f.tpm, "tpm", "", "TPM device, or socket of swtpm; empty: the board's")
+	cmd.Flags().StringVar(&f.vcard, "vcard", "/davit/vcard", "the vcard program")
+	cmd.Flags().StringVar(&f.pool, "pool", "", "loopback: the host's memory pool")
+	cmd.Flags().BoolVar(&f.lenient, "lenient-sandbox", false, "loopback: run the vcard with what confinement this user can have")
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	if err := cmd.ExecuteContext(ctx); err != nil {
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, f flags) error {
+	ready, err := supervise.Notifier()
+	if err != nil {
+		return err
+	}
+	cfg, err := assemble(f)
+	if err != nil {
+		return err
+	}
+	cfg.Ready = ready
+	return agent.Run(ctx, cfg)
+}
+
+// assemble turns flags and board into what the agent works with.
+func assemble(f flags) (agent.Config, error) {
+	name := f.board
+	if name == "" {
+		text, err := os.ReadFile(f.config)
+		if err != nil {
+			return agent.Config{}, err
+		}
+		card, err := spec.ParseCardConfig(text)
+		if err != nil {
+			return agent.Config{}, err
+		}
+		name = card.Board
+	}
+	b, err := detect.Named(name)
+	if name == "" {
+		b, err = detect.Detect(os.DirFS("/sys"))
+	}
+	if err != nil {
+		return agent.Config{}, err
+	}
+	cfg := agent.Config{
+		Board: b, ConfigFile: f.config, StateDir: f.state, RunDir: f.run, TPM: f.tpm,
+		Vcard: f.vcard, Pool: f.pool, Version: spec.Version, Output: os.Stderr,
+	}
+	if cfg.TPM == "" {
+		cfg.TPM = b.TPM
+	}
+	if f.lenient {
+		if b.StatePartition != "" {
+			return agent.Config{}, fmt.Errorf("--lenient-sandbox is for the loopback board, not for %s", b.Name)
+		}
+		cfg.VcardArgs = append(cfg.VcardArgs, "--sandbox=available")
+	}
+	if b.StatePartition != "" { // a card that init booted
+		cfg.EventLog = filepath.Join(f.run, "eventlog")
+		cfg.Firmware = "/sys/kernel/security/tpm0/binary_bios_measurements"
+		cfg.BootReport = filepath.Join(f.run, "boot.json")
+		cfg.InitSocket = initctl.SocketPath
+		cfg.ResolvConf = filepath.Join(f.run, "resolv.conf")
+	}
+	return cfg, nil
+}
