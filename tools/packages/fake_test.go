@@ -172,7 +172,7 @@ func fakeDir(t *testing.T) string {
 			t.Fatal(err)
 		}
 	}
-	setArchive(t, dir, "1.47.0-2", "usr/sbin/mke2fs #!/bin/true\nsbin/debugfs #!/bin/true\n")
+	setArchive(t, dir, "1.47.0-2", "usr/sbin/mke2fs #!/bin/true\nsbin/debugfs #!/bin/true\nsbin/e2fsck #!/bin/true\n")
 	return dir
 }
 

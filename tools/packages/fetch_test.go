@@ -103,7 +103,7 @@ func TestUpdateKeepsPredecessor(t *testing.T) {
 	first := mustEnsure(t, c)
 	var paths []string
 	for _, v := range []string{"1.47.1-1", "1.47.2-1"} {
-		setArchive(t, dir, v, "usr/sbin/mke2fs "+v+"\nsbin/debugfs x\n")
+		setArchive(t, dir, v, "usr/sbin/mke2fs "+v+"\nsbin/debugfs x\nsbin/e2fsck x\n")
 		if err := c.Update(t.Context(), nil, E2fsprogs); err != nil {
 			t.Fatal(err)
 		}
@@ -195,7 +195,7 @@ func alterDownload(t *testing.T, dir string) {
 	if err != nil || len(debs) != 1 {
 		t.Fatal(debs, err)
 	}
-	writeFile(t, debs[0], "usr/sbin/mke2fs evil\nsbin/debugfs evil\n", 0o644)
+	writeFile(t, debs[0], "usr/sbin/mke2fs evil\nsbin/debugfs evil\nsbin/e2fsck evil\n", 0o644)
 }
 
 func TestEnsureUnknownNeed(t *testing.T) {

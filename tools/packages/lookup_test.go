@@ -56,7 +56,7 @@ func TestOpenSystem(t *testing.T) {
 func TestOpenSystemProgramFails(t *testing.T) {
 	t.Parallel()
 	root := t.TempDir()
-	for _, n := range []string{"mke2fs", "debugfs"} {
+	for _, n := range []string{"mke2fs", "debugfs", "e2fsck"} {
 		writeFile(t, filepath.Join(root, "sbin", n), "#!/bin/sh\necho 1.47.0\nexit 3\n", 0o755)
 	}
 	if _, err := openSystem(t.Context(), root, mustSpec(t, E2fsprogs)); err == nil {

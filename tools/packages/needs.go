@@ -183,7 +183,7 @@ func e2fsprogsSpec() spec {
 	return spec{
 		need: E2fsprogs, purpose: "makes and inspects ext4 volumes",
 		min:      Version{1, 45},
-		commands: []command{{name: "mke2fs", versionArgs: version}, {name: "debugfs", versionArgs: version}},
+		commands: []command{{name: "mke2fs", versionArgs: version}, {name: "debugfs", versionArgs: version}, {name: "e2fsck", versionArgs: version}},
 		roots:    []string{"e2fsprogs"}, closure: true,
 		install: map[string]string{"debian": "e2fsprogs", "fedora": "e2fsprogs", "arch": "e2fsprogs"},
 	}

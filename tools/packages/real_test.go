@@ -191,7 +191,7 @@ func TestFetchedProgramsRun(t *testing.T) {
 	_, set := cached(t, QEMU, SWTPM, E2fsprogs)
 	for _, args := range [][]string{
 		{"qemu-system-aarch64", "--version"}, {"qemu-system-x86_64", "--version"}, {"qemu-img", "--version"},
-		{"swtpm", "--version"}, {"swtpm_cert", "--version"}, {"certtool", "--version"}, {"mke2fs", "-V"}, {"debugfs", "-V"},
+		{"swtpm", "--version"}, {"swtpm_cert", "--version"}, {"certtool", "--version"}, {"mke2fs", "-V"}, {"debugfs", "-V"}, {"e2fsck", "-V"},
 		{"qemu-system-aarch64", "-M", "virt", "-device", "virtio-net-pci,help"},
 		{"qemu-system-x86_64", "-M", "q35", "-device", "vhost-user-blk-pci,help"},
 	} {

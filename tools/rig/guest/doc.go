@@ -11,5 +11,10 @@
 //	DAVIT-PROOF nonce=HEX disk=NAME offset=BYTES length=BYTES sha256=HEX
 //	DAVIT-PROOF nonce=HEX end
 //
+// With davit.load on its kernel's command line it then writes, syncs and
+// verifies until it is told to power off, a line a round:
+//
+//	DAVIT-LOAD boot=N round=N ok
+//
 // It knows nothing of cards: to it, the disk is a virtio disk.
 package main

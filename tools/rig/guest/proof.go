@@ -83,15 +83,21 @@ func readBack(path string) (data []byte, block int, err error) {
 	return data, block, nil
 }
 
-// load writes checksummed files for as long as it can and says how it goes:
+// load writes checksummed files until stop is closed and says how it goes:
 // whoever kills a process on the card or the host sees whether I/O went on.
-func load(dir string) {
+// Each line says of which boot it is.
+func load(dir string, boot int, stop <-chan struct{}) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		fmt.Println("DAVIT-LOAD error:", err)
 		return
 	}
 	data := make([]byte, 256*1024)
 	for round := 1; ; round++ {
+		select {
+		case <-stop:
+			return
+		default:
+		}
 		rand.Read(data)
 		path := filepath.Join(dir, fmt.Sprintf("%d", round%16))
 		err := writeSynced(path, data)
@@ -109,6 +115,6 @@ func load(dir string) {
 			fmt.Println("DAVIT-LOAD error:", err)
 			return
 		}
-		fmt.Printf("DAVIT-LOAD round=%d ok\n", round)
+		fmt.Printf("DAVIT-LOAD boot=%d round=%d ok\n", boot, round)
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -21,16 +22,29 @@ func runRoot() error {
 		return err
 	}
 	nonce := argument("davit.nonce")
-	fmt.Printf("DAVIT-GUEST root mounted from the card's disk, boot %d\n", countBoots())
+	boot := countBoots()
+	fmt.Printf("DAVIT-GUEST root mounted from the card's disk, boot %d\n", boot)
 	if err := prove(os.Stdout, "/var/proof", nonce); err != nil {
 		fmt.Printf("DAVIT-PROOF nonce=%s error: %v\n", nonce, err)
 	} else {
 		fmt.Printf("DAVIT-PROOF nonce=%s end\n", nonce)
 	}
-	if argument("davit.load") != "" {
-		go load("/var/load")
-	}
-	go watchPowerButton()
+	var off sync.Once
+	stop, idle := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(idle)
+		if argument("davit.load") != "" {
+			load("/var/load", boot, stop)
+		}
+	}()
+	go watchPowerButton(func() {
+		off.Do(func() {
+			fmt.Println("DAVIT-GUEST power button: powering off")
+			close(stop)
+			<-idle
+			powerOff()
+		})
+	})
 	return shells()
 }
 
@@ -84,9 +98,9 @@ func shells() error {
 	}
 }
 
-// watchPowerButton powers off when a KEY_POWER event arrives (linux/input.h:
+// watchPowerButton calls pressed when a KEY_POWER event arrives (linux/input.h:
 // struct input_event is two longs of time, then type, code and value).
-func watchPowerButton() {
+func watchPowerButton(pressed func()) {
 	files, err := filepath.Glob("/dev/input/event*")
 	if err != nil || len(files) == 0 {
 		fmt.Println("no power button: stopping this instance will need force")
@@ -109,7 +123,7 @@ func watchPowerButton() {
 				kind := binary.NativeEndian.Uint16(event[16:])
 				code := binary.NativeEndian.Uint16(event[18:])
 				if kind == evKey && code == keyPower && event[20] == 1 {
-					powerOff()
+					pressed()
 				}
 			}
 		}()
@@ -118,7 +132,6 @@ func watchPowerButton() {
 
 // powerOff leaves the disk clean: nothing writes behind the remount.
 func powerOff() {
-	fmt.Println("DAVIT-GUEST power button: powering off")
 	unix.Sync()
 	if err := unix.Mount("", "/", "", unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
 		fmt.Println("remount read-only:", err)

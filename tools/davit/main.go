@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+)
+
+// options are the flags that all commands share.
+type options struct {
+	card string
+	json bool
+}
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
+	defer stop()
+	os.Exit(run(ctx))
+}
+
+func run(ctx context.Context) int {
+	err := root().ExecuteContext(ctx)
+	if err == nil {
+		return 0
+	}
+	fmt.Fprintln(os.Stderr, "davit:", err)
+	var usage *usageError
+	if errors.As(err, &usage) {
+		return 2
+	}
+	return 1
+}
+
+// usageError is a command that was typed wrongly: nothing was attempted.
+type usageError struct{ error }
+
+func root() *cobra.Command {
+	var o options
+	cmd := &cobra.Command{
+		Use: "davit", Short: "Firmware for SmartNICs and DPUs: run it, build it, command it",
+		SilenceErrors: true, SilenceUsage: true,
+	}
+	cmd.PersistentFlags().StringVar(&o.card, "card", "", "file that describes the card (default: the run of davit up above this folder)")
+	cmd.PersistentFlags().BoolVar(&o.json, "json", false, "print JSON for machines")
+	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &usageError{err} })
+	cmd.AddCommand(
+		upCommand(&o), doctorCommand(&o), imageCommand(&o),
+		statusCommand(&o), attestCommand(&o), instanceCommand(&o), volumeCommand(&o),
+		consoleCommand(&o), logCommand(&o), rebootCommand(&o),
+		enrolCommand(&o), keygenCommand(&o), signCommand(&o), sendCommand(&o),
+	)
+	return cmd
+}
+
+// exactly is cobra.ExactArgs with our exit code.
+func exactly(n int) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) != n {
+			return &usageError{fmt.Errorf("want %d arguments, got %d; usage: %s", n, len(args), cmd.UseLine())}
+		}
+		return nil
+	}
+}

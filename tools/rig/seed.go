@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package rig
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+
+	"github.com/u-root/mkuimage/cpio"
+
+	"github.com/davit-dpu/davit/firmware/spec"
+	"github.com/davit-dpu/davit/initramfs/image/disk"
+	"github.com/davit-dpu/davit/initramfs/kernel"
+	"github.com/davit-dpu/davit/tools/packages"
+)
+
+// Seed is a folder whose content the card's storage has when it is new: boot/
+// and volumes/, as an operator would have put them there.
+type Seed struct{ Dir string }
+
+// Names of the demonstration instance and of its files on the card.
+const (
+	DemoName   = "demo"
+	DemoVolume = "demo-root"
+	demoKernel = "vmlinuz"
+	demoInitrd = "initrd"
+)
+
+// demoVolumeSize is the size of the demonstration's root disk.
+const demoVolumeSize = 64 * spec.MiB
+
+// demoModules are what the demonstration's kernel needs beyond what is built
+// in: its disk, and its power button.
+var demoModules = []string{"virtio_blk", "evdev", "button"}
+
+// DemoSeed fills dir with what the demonstration instance needs: a kernel of
+// the distribution, an initramfs and a root disk with a static busybox. source
+// is the module's folder, where the guest program is built.
+func DemoSeed(ctx context.Context, set *packages.Set, source, arch, dir string) (Seed, error) {
+	seed := Seed{Dir: dir}
+	for _, sub := range []string{"boot", "volumes"} {
+		if err := os.MkdirAll(filepath.Join(dir, sub), 0o700); err != nil {
+			return Seed{}, err
+		}
+	}
+	guest := filepath.Join(dir, ".guest")
+	defer os.Remove(guest)
+	if err := buildGuest(ctx, source, arch, guest); err != nil {
+		return Seed{}, err
+	}
+	if err := writeDemoBoot(set, arch, guest, filepath.Join(dir, "boot")); err != nil {
+		return Seed{}, fmt.Errorf("demonstration's boot files: %w", err)
+	}
+	if err := writeDemoRoot(ctx, set, arch, guest, filepath.Join(dir, "volumes", DemoVolume+".img")); err != nil {
+		return Seed{}, fmt.Errorf("demonstration's root disk: %w", err)
+	}
+	return seed, nil
+}
+
+func buildGuest(ctx context.Context, source, arch, out string) error {
+	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w", "-o", out, "./tools/rig/guest")
+	cmd.Dir = source
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH="+arch)
+	if text, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("build the guest program: %w\n%s", err, text)
+	}
+	return nil
+}
+
+// writeDemoBoot writes the kernel as it is, and an initramfs of the guest
+// program and the modules, numbered in load order.
+func writeDemoBoot(set *packages.Set, arch, guest, dir string) error {
+	root, _, err := set.Where(packages.KernelFor(arch))
+	if err != nil {
+		return err
+	}
+	k, err := kernel.Open(root)
+	if err != nil {
+		return err
+	}
+	modules, err := k.Resolve(demoModules)
+	if err != nil {
+		return err
+	}
+	program, err := os.ReadFile(guest)
+	if err != nil {
+		return err
+	}
+	records := []cpio.Record{
+		cpio.Directory("dev", 0o755), cpio.CharDev("dev/console", 0o600, 5, 1),
+		cpio.Directory("modules", 0o755), cpio.Directory("root", 0o755),
+		cpio.StaticFile("init", string(program), 0o755),
+	}
+	for i, m := range modules.Load {
+		records = append(records, cpio.StaticFile(fmt.Sprintf("modules/%02d-%s.ko", i, m.Name), string(m.Data), 0o644))
+	}
+	cpio.MakeAllReproducible(records)
+	var archive bytes.Buffer
+	w := cpio.Newc.Writer(&archive)
+	if err := errors.Join(cpio.WriteRecords(w, records), cpio.WriteTrailer(w)); err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(dir, demoInitrd), archive.Bytes(), 0o600); err != nil {
+		return err
+	}
+	return copyFile(filepath.Join(dir, demoKernel), k.ImagePath())
+}
+
+// writeDemoRoot makes an ext4 file system without mounting it.
+func writeDemoRoot(ctx context.Context, set *packages.Set, arch, guest, image string) error {
+	tree, err := os.MkdirTemp("", "davit-root-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(tree)
+	for _, dir := range []string{"bin", "sbin", "dev", "proc", "sys", "run", "etc", "root", "var"} {
+		if err := os.Mkdir(filepath.Join(tree, dir), 0o755); err != nil {
+			return err
+		}
+	}
+	busybox, err := set.Busybox(arch)
+	if err != nil {
+		return err
+	}
+	for to, from := range map[string]string{"bin/busybox": busybox, "sbin/init": guest} {
+		if err := copyFile(filepath.Join(tree, to), from); err != nil {
+			return err
+		}
+		if err := os.Chmod(filepath.Join(tree, to), 0o755); err != nil {
+			return err
+		}
+	}
+	for _, name := range []string{"sh", "ls", "cat", "dd", "df", "dmesg", "echo", "free", "mount", "ps", "sha256sum", "sync", "uname", "vi"} {
+		if err := os.Symlink("busybox", filepath.Join(tree, "bin", name)); err != nil {
+			return err
+		}
+	}
+	if err := os.Remove(image); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	cmd := set.CommandContext(ctx, "mke2fs", "-q", "-t", "ext4", "-b", "4096", "-E", "root_owner=0:0", "-d", tree, image, fmt.Sprintf("%dk", demoVolumeSize/spec.KiB))
+	if text, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("mke2fs: %w\n%s", err, text)
+	}
+	return nil
+}
+
+// DemoInstance is the demonstration as an operator would write it. The nonce
+// goes to the guest, which puts it into what it writes.
+func DemoInstance(nonce string, load bool) spec.Instance {
+	cmdline := "console=ttyS0 quiet panic=1 davit.nonce=" + nonce
+	if load {
+		cmdline += " davit.load=1"
+	}
+	return spec.Instance{
+		Name: DemoName, VCPUs: 1, Memory: 256 * spec.MiB, Restart: spec.RestartOnFailure,
+		Boot:    spec.Boot{Kernel: demoKernel, Initrd: demoInitrd, Cmdline: cmdline},
+		Volumes: []spec.Volume{{Name: DemoVolume, Kind: spec.VolumeFile, Size: demoVolumeSize, Queues: 1}},
+	}
+}
+
+// makeStorage makes the card's storage when it is not there: the image on an
+// EFI system partition, and a data partition with the seed.
+func (s *Server) makeStorage(ctx context.Context) error {
+	uki, err := os.ReadFile(s.cfg.UKI)
+	if err != nil {
+		return err
+	}
+	path := s.path("card.img")
+	if _, err := os.Stat(path); err == nil {
+		_, err := disk.ReplaceUKI(path, uki)
+		return err
+	}
+	return disk.Create(ctx, disk.Options{
+		Path: path, UKI: uki, DataSize: 256 << 20, DataTree: s.cfg.Seed.Dir,
+		Mke2fs: func(ctx context.Context, args ...string) *exec.Cmd {
+			return s.set.CommandContext(ctx, "mke2fs", args...)
+		},
+	})
+}
