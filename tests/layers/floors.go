@@ -59,7 +59,6 @@ func Guests() map[string]string {
 	return map[string]string{
 		"github.com/diskfs/go-diskfs":       "GPT and FAT of the card's storage",
 		"github.com/elastic/go-seccomp-bpf": "the vcard's system call filter",
-		"github.com/foxboron/go-uefi":       "Authenticode signatures of UEFI images",
 		"github.com/fxamacker/cbor/v2":      "deterministic CBOR, decoded strictly",
 		"github.com/goccy/go-yaml":          "strict YAML whose errors name the line",
 		"github.com/google/go-tpm":          "TPM 2.0 commands",
