@@ -7,8 +7,6 @@ import (
 	"crypto/sha256"
 	"debug/pe"
 	"errors"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 )
@@ -160,29 +158,5 @@ func TestBuildRefuses(t *testing.T) {
 				t.Errorf("error %q, want one that says %q", err, tc.says)
 			}
 		})
-	}
-}
-
-// TestBuildRealStub uses the stubs of an installed systemd-boot.
-func TestBuildRealStub(t *testing.T) {
-	t.Parallel()
-	stubs, err := filepath.Glob("/usr/lib/systemd/boot/efi/linux*.efi.stub")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if len(stubs) == 0 {
-		t.Skip("no systemd stub is installed in /usr/lib/systemd/boot/efi")
-	}
-	for _, file := range stubs {
-		stub, err := os.ReadFile(file)
-		if err != nil {
-			t.Fatal(err)
-		}
-		out, err := Build(stub, testSections())
-		if err != nil {
-			t.Errorf("%s: %v", file, err)
-			continue
-		}
-		checkContents(t, out)
 	}
 }

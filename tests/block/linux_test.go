@@ -19,6 +19,7 @@ import (
 	"github.com/u-root/u-root/pkg/cpio"
 	"github.com/ulikunitz/xz"
 
+	harness "github.com/davit-dpu/davit/tests/vm"
 	"github.com/davit-dpu/davit/tools/packages"
 )
 
@@ -34,7 +35,7 @@ type linux struct {
 // newLinux builds the guest's initramfs: the guest program, the driver, busybox.
 func newLinux(t *testing.T, dir string) linux {
 	t.Helper()
-	set := need(t, packages.QEMU, packages.KernelFor(packages.ArchAMD64), packages.BusyboxFor(packages.ArchAMD64))
+	set := harness.Need(t, packages.QEMU, packages.KernelFor(packages.ArchAMD64), packages.BusyboxFor(packages.ArchAMD64))
 	kernel, err := set.Kernel(packages.ArchAMD64)
 	if err != nil {
 		t.Fatal(err)

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	harness "github.com/davit-dpu/davit/tests/vm"
 	"github.com/davit-dpu/davit/tools/packages"
 )
 
@@ -49,7 +50,7 @@ func bootSector(t *testing.T) []byte {
 // SeaBIOS boots from the disk: the smallest driver there is, without event
 // index or indirect descriptors.
 func TestSeaBIOS(t *testing.T) {
-	set := need(t, packages.QEMU)
+	set := harness.Need(t, packages.QEMU)
 	dir := t.TempDir()
 	const text = "read by SeaBIOS through vhost-user-blk\n"
 	content := append(bootSector(t), text...)

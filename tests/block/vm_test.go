@@ -18,23 +18,6 @@ import (
 	"github.com/davit-dpu/davit/tools/packages"
 )
 
-// need meets the tests' needs, or skips the test where that is impossible.
-func need(t *testing.T, needs ...packages.Need) *packages.Set {
-	t.Helper()
-	c, err := packages.Open(packages.Config{})
-	if err != nil {
-		t.Skipf("no cache for packages: %v", err)
-	}
-	set, err := c.Ensure(t.Context(), func(s packages.Step) { t.Log(s) }, needs...)
-	if errors.Is(err, packages.ErrMissing) {
-		t.Skipf("%v", err)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	return set
-}
-
 // vm is a running QEMU with one vhost-user disk.
 type vm struct {
 	t     *testing.T

@@ -17,6 +17,7 @@ import (
 	"github.com/u-root/u-root/pkg/cpio"
 
 	"github.com/davit-dpu/davit/initramfs/kernel"
+	"github.com/davit-dpu/davit/tests/vm"
 	"github.com/davit-dpu/davit/tools/packages"
 )
 
@@ -25,7 +26,7 @@ import (
 // and go while the guest works.
 func TestCardInVM(t *testing.T) {
 	t.Parallel()
-	need(t, packages.KernelFor("amd64"))
+	vm.Need(t, packages.KernelFor("amd64"))
 	h := newHost(t)
 	vm := startCardVM(t, h)
 	vm.until("window /dev/dax0.0 of ")
@@ -135,7 +136,7 @@ func (v *cardVM) counts(n int) {
 // for an NVDIMM, the guest's disk.
 func cardImage(t *testing.T, dir string) (image, initrd string) {
 	t.Helper()
-	root, _, err := need(t, packages.KernelFor("amd64")).Where(packages.KernelFor("amd64"))
+	root, _, err := vm.Need(t, packages.KernelFor("amd64")).Where(packages.KernelFor("amd64"))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -17,27 +17,11 @@ import (
 	"time"
 
 	"github.com/davit-dpu/davit/firmware/spec"
+	"github.com/davit-dpu/davit/tests/vm"
 	"github.com/davit-dpu/davit/tools/packages"
 )
 
 const poolSize = 256 << 20
-
-// need meets the tests' needs, or skips the test where that is impossible.
-func need(t *testing.T, needs ...packages.Need) *packages.Set {
-	t.Helper()
-	c, err := packages.Open(packages.Config{})
-	if err != nil {
-		t.Skipf("no cache for packages: %v", err)
-	}
-	set, err := c.Ensure(t.Context(), func(s packages.Step) { t.Log(s) }, needs...)
-	if errors.Is(err, packages.ErrMissing) {
-		t.Skipf("%v", err)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	return set
-}
 
 // program builds davit-hostd once.
 var program = sync.OnceValues(func() (string, error) {
@@ -76,11 +60,11 @@ type host struct {
 // address. All VMMs are gone when the test is over.
 func newHost(t *testing.T, needs ...packages.Need) *host {
 	t.Helper()
-	set := need(t, append(needs, packages.QEMU)...)
+	set := vm.Need(t, append(needs, packages.QEMU)...)
 	root := t.TempDir()
 	h := &host{t: t, dir: filepath.Join(root, strings.Repeat("deep", 25)), bus: filepath.Join(root, "bus"), pool: filepath.Join(root, "pool"), qemu: set.Command("qemu-system-x86_64")}
 	if h.qemu.Err != nil {
-		t.Skip(h.qemu.Err)
+		t.Fatal(h.qemu.Err)
 	}
 	f, err := os.Create(h.pool)
 	if err == nil {

@@ -10,6 +10,7 @@ import (
 
 	"github.com/davit-dpu/davit/firmware/bus"
 	"github.com/davit-dpu/davit/firmware/spec"
+	"github.com/davit-dpu/davit/tests/vm"
 	"github.com/davit-dpu/davit/tools/packages"
 )
 
@@ -18,7 +19,7 @@ func TestUEFI(t *testing.T) {
 	t.Parallel()
 	need1 := packages.FirmwareFor("amd64")
 	h := newHost(t, need1)
-	fw, err := need(t, need1).Firmware("amd64")
+	fw, err := vm.Need(t, need1).Firmware("amd64")
 	if err != nil {
 		t.Fatal(err)
 	}

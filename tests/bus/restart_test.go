@@ -18,6 +18,7 @@ import (
 	"github.com/davit-dpu/davit/firmware/bus"
 	"github.com/davit-dpu/davit/firmware/qmp"
 	"github.com/davit-dpu/davit/firmware/spec"
+	"github.com/davit-dpu/davit/tests/vm"
 	"github.com/davit-dpu/davit/tools/packages"
 )
 
@@ -249,7 +250,7 @@ func TestKernel(t *testing.T) {
 	v := counting(t)
 	h.start()
 	c := startCard(t, h.bus, h.pool, v)
-	k, err := need(t, kernel).Kernel("amd64")
+	k, err := vm.Need(t, kernel).Kernel("amd64")
 	if err != nil {
 		t.Fatal(err)
 	}

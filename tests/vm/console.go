@@ -28,10 +28,10 @@ func (p Progress) before(q Progress) bool {
 // agent, vcard and hostd that there is meanwhile. Output may be lost while one
 // of them is away, and is seen again when one returns.
 type Console struct {
-	name    string
-	contact rig.Contact
+	name string
 
 	mu      sync.Mutex
+	contact rig.Contact   // guarded by mu
 	changed chan struct{} // guarded by mu; closed at the next line
 	lines   []string      // guarded by mu; the newest
 	far     Progress      // guarded by mu; the farthest that two lines in a row confirm
@@ -70,6 +70,13 @@ func (e *Env) Follow(t testing.TB, instance string) *Console {
 	return c
 }
 
+// Move tells that the card answers elsewhere now.
+func (c *Console) Move(to *rig.Contact) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.contact = *to
+}
+
 func (c *Console) run(ctx context.Context) {
 	tick := time.NewTicker(look)
 	defer tick.Stop()
@@ -89,7 +96,10 @@ func (c *Console) run(ctx context.Context) {
 func (c *Console) join(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	client, err := c.contact.Dial(ctx)
+	c.mu.Lock()
+	contact := c.contact
+	c.mu.Unlock()
+	client, err := contact.Dial(ctx)
 	if err != nil {
 		return err
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -110,3 +111,21 @@ func (e *LoopbackEnv) AwaitWrites(t testing.TB, volume string, n int, limit time
 
 // Alive tells whether there is a process of that id, a zombie included.
 func Alive(pid int) bool { return !errors.Is(syscall.Kill(pid, 0), syscall.ESRCH) }
+
+// Resident is the memory in RAM of a process, in bytes, without what it shares
+// with others: proc_pid_status(5), RssAnon.
+func Resident(t testing.TB, pid int) uint64 {
+	t.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(text)) {
+		var kib uint64
+		if n, err := fmt.Sscanf(line, "RssAnon: %d kB", &kib); n == 1 && err == nil {
+			return kib << 10
+		}
+	}
+	t.Fatalf("no RssAnon for process %d", pid)
+	return 0
+}

@@ -46,6 +46,28 @@ func doctorCommand(o *options) *cobra.Command {
 	}
 }
 
+func fetchCommand() *cobra.Command {
+	var update bool
+	cmd := &cobra.Command{
+		Use: "fetch", Short: "Fetch what the emulated server and its tests need, so that they work offline", Args: exactly(0),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cache, err := packages.Open(packages.Config{})
+			if err != nil {
+				return err
+			}
+			show := newProgress(cmd.OutOrStdout())
+			needs := append(packages.Default(), packages.TPM2Tools)
+			if update {
+				return cache.Update(cmd.Context(), show.fetch, needs...)
+			}
+			_, err = cache.Ensure(cmd.Context(), show.fetch, needs...)
+			return err
+		},
+	}
+	cmd.Flags().BoolVar(&update, "update", false, "fetch the newest versions, also of what is here")
+	return cmd
+}
+
 func imageCommand(o *options) *cobra.Command {
 	cmd := &cobra.Command{Use: "image", Short: "The card's image: build it, show what is in one"}
 	cmd.AddCommand(

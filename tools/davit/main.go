@@ -51,7 +51,7 @@ func root() *cobra.Command {
 	cmd.PersistentFlags().BoolVar(&o.json, "json", false, "print JSON for machines")
 	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &usageError{err} })
 	cmd.AddCommand(
-		upCommand(&o), doctorCommand(&o), imageCommand(&o),
+		upCommand(&o), fetchCommand(), doctorCommand(&o), imageCommand(&o),
 		statusCommand(&o), attestCommand(&o), instanceCommand(&o), volumeCommand(&o),
 		consoleCommand(&o), logCommand(&o), rebootCommand(&o),
 		enrolCommand(&o), keygenCommand(&o), signCommand(&o), sendCommand(&o),

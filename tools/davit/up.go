@@ -261,17 +261,14 @@ func (p *progress) event(e rig.Event) {
 }
 
 // fetch shows what a fetch is busy with: it can take a minute the first time.
+// Without a terminal each need gets one line, when it has arrived.
 func (p *progress) fetch(s packages.Step) {
-	line := fmt.Sprintf("           %s: %s", s.Need, s.Phase)
-	if s.Total > 0 {
-		line += fmt.Sprintf(", %d packages, %.1f of %.1f MiB", s.Packages, mib(int(s.Bytes)), mib(int(s.Total)))
-	}
 	if p.terminal {
-		fmt.Fprint(p.out, "\r\033[K", line)
+		fmt.Fprint(p.out, "\r\033[K           ", s)
 		return
 	}
-	if s.Phase != packages.PhaseDownload || s.Bytes == s.Total {
-		fmt.Fprintln(p.out, line)
+	if s.Phase == packages.PhaseReady || s.Need == "" {
+		fmt.Fprintf(p.out, "           %s\n", s)
 	}
 }
 

@@ -4,17 +4,18 @@ package tpmtest
 
 import (
 	"bytes"
+	"context"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
-)
 
-// env names the swtpm program to use instead of the one on PATH.
-const env = "DAVIT_SWTPM"
+	"github.com/davit-dpu/davit/tools/packages"
+)
 
 // startLimit is how long the emulator may take until it listens.
 const startLimit = 20 * time.Second
@@ -31,8 +32,17 @@ type Emulator struct {
 	exited chan struct{}
 }
 
-// Start starts an emulator that ends with the test. It skips the test if
-// there is no swtpm: neither named by DAVIT_SWTPM nor on PATH.
+// swtpm finds the program: on PATH, or in the user's package cache, which is
+// filled when it lacks it.
+var swtpm = sync.OnceValues(func() (*packages.Set, error) {
+	cache, err := packages.Open(packages.Config{})
+	if err != nil {
+		return nil, err
+	}
+	return cache.Ensure(context.Background(), nil, packages.SWTPM)
+})
+
+// Start starts an emulator that ends with the test.
 func Start(t testing.TB) *Emulator {
 	t.Helper()
 	// Not t.TempDir: a unix socket's path is at most 107 bytes long.
@@ -68,22 +78,18 @@ func (e *Emulator) Stop() {
 
 func (e *Emulator) start() {
 	e.t.Helper()
-	program := os.Getenv(env)
-	if program == "" {
-		found, err := exec.LookPath("swtpm")
-		if err != nil {
-			e.t.Skipf("no TPM emulator: %s is not set and %v", env, err)
-		}
-		program = found
+	set, err := swtpm()
+	if err != nil {
+		e.t.Fatal(err)
 	}
-	e.cmd = exec.Command(program, "socket", "--tpm2",
+	e.cmd = set.Command("swtpm", "socket", "--tpm2",
 		"--tpmstate", "dir="+e.dir,
 		"--server", "type=unixio,path="+e.Socket,
 		"--flags", "not-need-init,startup-clear")
 	e.cmd.Stdout, e.cmd.Stderr = &e.output, &e.output
 	e.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := e.cmd.Start(); err != nil {
-		e.t.Fatalf("start %s: %v", program, err)
+		e.t.Fatalf("start swtpm: %v", err)
 	}
 	e.exited = make(chan struct{})
 	go func(cmd *exec.Cmd, exited chan struct{}) {
