@@ -44,6 +44,7 @@ type Config struct {
 	Vcard     string   // program
 	VcardArgs []string // its flags
 	Pool      string   // loopback: the host's memory pool
+	Disks     []string // loopback: file volumes offered on RunDir/disks/NAME.sock
 
 	Version string
 	Output  io.Writer    // log lines
@@ -159,7 +160,7 @@ func (a *agent) openConfig(context.Context) error {
 }
 
 func (a *agent) openFolders(context.Context) error {
-	for _, dir := range []string{a.cfg.StateDir, a.cfg.RunDir, filepath.Join(a.cfg.RunDir, "vcard", "0")} {
+	for _, dir := range []string{a.cfg.StateDir, a.cfg.RunDir, filepath.Join(a.cfg.RunDir, "vcard", "0"), filepath.Join(a.cfg.RunDir, "disks")} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return err
 		}
@@ -246,7 +247,11 @@ func (a *agent) openAudit(context.Context) error {
 // reported as such; it must not take the card's management away.
 func (a *agent) openInstances(ctx context.Context) error {
 	port := hostPort{board: a.cfg.Board.Bus, pool: a.cfg.Pool, socket: filepath.Join(a.cfg.RunDir, "bus.sock")}
-	size, err := port.poolSize(ctx)
+	var size spec.Bytes
+	var err error
+	if port.present() {
+		size, err = port.poolSize(ctx)
+	}
 	if err != nil {
 		a.log.Error("the host's memory cannot be reached", "err", err)
 	}
@@ -255,6 +260,10 @@ func (a *agent) openInstances(ctx context.Context) error {
 		build: a.cfg.Version, host: port, log: a.log,
 		observe: func(o instance.Observation) { a.instances.Observe(o) },
 		onDoor:  a.serveBusDoor,
+		local: localDisks{dir: filepath.Join(a.cfg.RunDir, "disks"), names: a.cfg.Disks,
+			open: func(kind spec.VolumeKind, name string) (*os.File, error) {
+				return a.instances.OpenVolume(kind, name)
+			}},
 	}
 	a.vcard.publish(spec.PhasePending, "not started yet")
 	a.instances, err = instance.New(instance.Config{

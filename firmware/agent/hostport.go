@@ -6,8 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
-	"net"
 	"os"
 	"time"
 
@@ -28,6 +26,10 @@ type hostPort struct {
 	pool   string // loopback: the pool file
 	socket string // loopback: where hostd connects
 }
+
+// present tells whether there is a host at all: a loopback card without a pool
+// serves local disks only.
+func (h hostPort) present() bool { return h.board.NVDIMM || h.pool != "" }
 
 // aperture opens the DMA window; the memory's device may appear while it waits.
 func (h hostPort) aperture(ctx context.Context) (bus.Aperture, error) {
@@ -61,19 +63,7 @@ func (h hostPort) stream() (f *os.File, listen bool, err error) {
 		f, err := bus.OpenPort(path)
 		return f, false, err
 	}
-	if err := os.Remove(h.socket); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, false, err
-	}
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: h.socket, Net: "unix"})
-	if err != nil {
-		return nil, false, err
-	}
-	defer l.Close()
-	l.SetUnlinkOnClose(false) // the copy that the vcard gets listens on
-	if err := os.Chmod(h.socket, 0o600); err != nil {
-		return nil, false, err
-	}
-	f, err = l.File()
+	f, err = listenStream(h.socket)
 	return f, true, err
 }
 

@@ -102,6 +102,9 @@ func (a *agent) opCreate(_ context.Context, _ *mailbox.Command, args CreateArgs)
 	if err != nil {
 		return nil, err
 	}
+	if in.Name == localInstance {
+		return nil, fmt.Errorf("instance name %q: reserved", in.Name)
+	}
 	if err := a.instances.Create(*in); err != nil {
 		return nil, err
 	}

@@ -45,6 +45,7 @@ type vcardLink struct {
 	dir     string // socket, identity and log of the vcard
 	build   string
 	host    hostPort
+	local   localDisks
 	log     *slog.Logger
 	observe func(instance.Observation)
 	onDoor  func(ctx context.Context, c *control.Client, door uint64)
@@ -100,6 +101,9 @@ func (l *vcardLink) serve(ctx context.Context) error {
 	}
 	defer l.disconnect(ctx, proc, client)
 	if err := l.attach(ctx, client); err != nil {
+		return err
+	}
+	if err := l.local.offer(ctx, client); err != nil {
 		return err
 	}
 	l.mu.Lock()
@@ -278,7 +282,7 @@ func (l *vcardLink) attach(ctx context.Context, client *control.Client) error {
 	if err != nil {
 		return fmt.Errorf("ask for its status: %w", err)
 	}
-	if st.Host.Attached {
+	if st.Host.Attached || !l.host.present() {
 		return nil
 	}
 	req, stream, window, err := l.host.open(call)

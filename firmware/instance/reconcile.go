@@ -58,7 +58,7 @@ func (r *runner) reconcile(ctx context.Context, obs *Observation) time.Time {
 	case v == viewRunning && running:
 		return r.reconcileRunning(ctx, obs, vmm)
 	case v == viewRunning:
-		return r.reconcileStop(ctx)
+		return sooner(r.reconcileStop(ctx), r.keepDevices(ctx, obs)) // its guest has still to write
 	}
 	return r.reconcileGone(ctx, vmm)
 }
@@ -70,6 +70,11 @@ func (r *runner) reconcileStart(ctx context.Context, obs *Observation) time.Time
 	}
 	if !obs.Serving || !obs.Host {
 		r.phase(spec.PhasePending, "waits: "+obs.Reason)
+		return time.Time{}
+	}
+	if v, ok := r.svc.stray(obs); ok {
+		r.phase(spec.PhasePending, fmt.Sprintf("waits: the host runs a vmm of instance %s in memory that no record accounts for; "+
+			"it is killed unless the record of %s cannot be read: delete that instance then", v.Instance, v.Instance))
 		return time.Time{}
 	}
 	r.phase(spec.PhaseStarting, "ordering the host to start it")
@@ -87,41 +92,57 @@ func (r *runner) reconcileStart(ctx context.Context, obs *Observation) time.Time
 // failStart undoes a start. When the host cannot say that no VMM was started,
 // the memory stays reserved and the next observation decides.
 func (r *runner) failStart(ctx context.Context, err error) time.Time {
-	reason := fmt.Sprintf("start: %v", err)
+	v := verdict{spec.PhaseFailed, fmt.Sprintf("start: %v", err), r.spec.Restart != "" && r.spec.Restart != spec.RestartNever}
 	if r.rec.Generation != "" {
-		call, cancel := context.WithTimeout(ctx, stopTimeout)
-		defer cancel()
-		if kill := r.svc.cfg.Host.StopVMM(call, r.spec.Name, r.rec.Generation, true); kill != nil {
+		if kill := r.kill(ctx); kill != nil {
 			r.startedAt = r.svc.cfg.Now()
-			r.phase(spec.PhaseUnknown, reason+"; undoing it: "+kill.Error())
+			r.phase(spec.PhaseUnknown, v.reason+"; undoing it: "+kill.Error())
 			return time.Time{}
 		}
-		if undo := r.release(ctx); undo != nil {
-			r.phase(spec.PhaseUnknown, reason+"; undoing it: "+undo.Error())
-			return r.later()
-		}
 	}
-	return r.fail(spec.PhaseFailed, reason, r.spec.Restart != "" && r.spec.Restart != spec.RestartNever)
-}
-
-// fail publishes a failure and plans the next try, or none.
-func (r *runner) fail(p spec.Phase, reason string, again bool) time.Time {
-	next := r.rec
-	if !again {
-		next.Desired = spec.PhaseStopped // a later agent must not start it either
-	} else {
-		next.Restarts++
-	}
-	if err := r.save(next); err != nil {
-		r.phase(spec.PhaseFailed, reason+"; "+err.Error())
+	if undo := r.conclude(ctx, v); undo != nil {
+		r.phase(spec.PhaseUnknown, v.reason+"; undoing it: "+undo.Error())
 		return r.later()
 	}
-	if !again {
-		r.phase(p, reason)
+	return r.tell(v)
+}
+
+// verdict is what becomes of an instance whose VMM is gone.
+type verdict struct {
+	phase  spec.Phase
+	reason string
+	again  bool // it is started again
+}
+
+func (v verdict) apply(next *record) {
+	if v.again {
+		next.Restarts++
+	} else {
+		next.Desired = spec.PhaseStopped // a later agent must not start it either
+	}
+	if v.again || v.phase == spec.PhaseFailed {
+		next.Failure = v.reason
+	}
+}
+
+// conclude stores a verdict, and with it that the VMM's memory is free.
+func (r *runner) conclude(ctx context.Context, v verdict) error {
+	if r.rec.Generation != "" {
+		return r.release(ctx, v.apply)
+	}
+	next := r.rec
+	v.apply(&next)
+	return r.save(next)
+}
+
+// tell publishes a verdict and plans the next try, or none.
+func (r *runner) tell(v verdict) time.Time {
+	if !v.again {
+		r.phase(v.phase, v.reason)
 		return time.Time{}
 	}
 	at := r.later()
-	r.phase(spec.PhaseFailed, fmt.Sprintf("%s; next try in %v", reason, r.backoff))
+	r.phase(spec.PhaseFailed, fmt.Sprintf("%s; next try in %v", v.reason, r.backoff))
 	return at
 }
 
@@ -172,7 +193,7 @@ func (r *runner) reconcileRunning(ctx context.Context, obs *Observation, vmm spe
 	if r.startedAt.IsZero() {
 		r.startedAt = obs.At
 	}
-	r.stopBy = time.Time{}
+	r.stopBy, r.asked = time.Time{}, false
 	attached := 0
 	for _, d := range obs.devices(r.spec.Name) {
 		// starting: the front end is there, and no driver in the guest yet
@@ -191,45 +212,72 @@ func (r *runner) reconcileRunning(ctx context.Context, obs *Observation, vmm spe
 	return r.keepDevices(ctx, obs)
 }
 
-// reconcileStop asks the guest to power down, kills its VMM when the time given
-// to it is over, and repeats the kill until the host says that it is gone.
+// reconcileStop asks the guest to power down, until the request was passed on;
+// kills its VMM when the time given to it is over, and repeats the kill until the
+// host says that it is gone.
 func (r *runner) reconcileStop(ctx context.Context) time.Time {
 	now := r.svc.cfg.Now()
-	if now.Before(r.stopBy) {
+	if r.stopBy.IsZero() {
+		r.stopBy, r.asked = now.Add(r.grace), false
+	}
+	if !now.Before(r.stopBy) {
+		r.stopBy, r.asked = now.Add(stopTimeout), true
+		r.phase(spec.PhaseStopping, "killing its vmm")
+		if err := r.kill(ctx); err != nil && ctx.Err() == nil {
+			r.phase(spec.PhaseStopping, fmt.Sprintf("killing its vmm: %v; tried again in %v", err, stopTimeout))
+		}
 		return r.stopBy
 	}
-	force := !r.stopBy.IsZero() || r.grace == 0
-	if force {
-		r.stopBy = now.Add(stopTimeout)
-		r.phase(spec.PhaseStopping, "killing its vmm")
-	} else {
-		r.stopBy = now.Add(r.grace)
-		r.phase(spec.PhaseStopping, fmt.Sprintf("asked the guest to power down; killed after %v", r.grace))
+	if r.asked {
+		return r.stopBy
 	}
 	call, cancel := context.WithTimeout(ctx, stopTimeout)
 	defer cancel()
-	if err := r.svc.cfg.Host.StopVMM(call, r.spec.Name, r.rec.Generation, force); err != nil {
-		r.svc.cfg.Log.Warn("stop vmm", "instance", r.spec.Name, "force", force, "err", err)
+	if err := r.svc.cfg.Host.StopVMM(call, r.spec.Name, r.rec.Generation, false); err != nil {
+		r.phase(spec.PhaseStopping, fmt.Sprintf("the guest cannot be asked to power down: %v; killed %v after the stop", err, r.grace))
+		return sooner(now.Add(firstRetry), r.stopBy)
 	}
+	r.asked = true
+	r.phase(spec.PhaseStopping, fmt.Sprintf("asked the guest to power down; killed after %v", r.grace))
 	return r.stopBy
 }
 
+// sooner is the earlier of two times to look again; zero is never.
+func sooner(a, b time.Time) time.Time {
+	if a.IsZero() || !b.IsZero() && b.Before(a) {
+		return b
+	}
+	return a
+}
+
 func (r *runner) reconcileGone(ctx context.Context, vmm spec.VMMStatus) time.Time {
+	if vmm.State == "" {
+		// No report: the order of an agent that died may be under way there.
+		if err := r.kill(ctx); err != nil {
+			r.phase(spec.PhaseUnknown, "the host does not have its vmm, and does not say that it never will: "+err.Error())
+			return r.svc.cfg.Now().Add(firstRetry)
+		}
+	}
 	if !r.startedAt.IsZero() && r.svc.cfg.Now().Sub(r.startedAt) > stable {
 		r.backoff = 0
 	}
-	if err := r.release(ctx); err != nil {
+	v := r.judge(vmm)
+	if err := r.conclude(ctx, v); err != nil {
 		r.phase(spec.PhaseUnknown, "vmm is gone; taking its disks down: "+err.Error())
 		return r.svc.cfg.Now().Add(firstRetry)
 	}
+	return r.tell(v)
+}
+
+// judge decides what becomes of an instance whose VMM is gone.
+func (r *runner) judge(vmm spec.VMMStatus) verdict {
 	if r.rec.Desired == spec.PhaseStopped {
-		r.phase(spec.PhaseStopped, "stopped as asked: "+vmm.Reason)
-		return time.Time{}
+		return verdict{spec.PhaseStopped, "stopped as asked: " + vmm.Reason, false}
 	}
 	policy := r.spec.Restart
 	again := policy == spec.RestartAlways || policy == spec.RestartOnFailure && !vmm.Clean
 	if vmm.Clean {
-		return r.fail(spec.PhaseStopped, "the guest shut itself down", again)
+		return verdict{spec.PhaseStopped, "the guest shut itself down", again}
 	}
-	return r.fail(spec.PhaseFailed, "vmm exited: "+vmm.Reason, again)
+	return verdict{spec.PhaseFailed, "vmm exited: " + vmm.Reason, again}
 }

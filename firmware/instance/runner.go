@@ -46,21 +46,26 @@ type runner struct {
 	startedAt time.Time // when the VMM was last ordered or adopted
 	retryAt   time.Time
 	backoff   time.Duration
-	stopBy    time.Time // when the VMM is killed (again); zero: a stop has not been asked for
+	stopBy    time.Time // when the VMM is killed (again); zero: it is not being stopped
+	asked     bool      // to power down, since stopBy was set
 	grace     time.Duration
 	lastSeen  string // how it was when it could be seen; empty while it can
 
 	mu          sync.Mutex
 	status      spec.InstanceStatus // guarded by mu
 	cancelStart context.CancelFunc  // guarded by mu; while a start is under way
+	stops       int                 // guarded by mu; wishes to stop that wait
 }
 
 func newRunner(s *Service, rec record) *runner {
 	r := &runner{svc: s, spec: rec.Spec, rec: rec, wishes: make(chan wish), gone: make(chan struct{}), grace: 30 * time.Second}
 	r.status = spec.InstanceStatus{Spec: rec.Spec, Restarts: rec.Restarts}
-	if rec.Generation == "" {
+	switch {
+	case rec.Generation == "" && rec.Failure != "":
+		r.phase(spec.PhaseFailed, rec.Failure+" (before the agent started)")
+	case rec.Generation == "":
 		r.phase(spec.PhaseStopped, "not started")
-	} else {
+	default:
 		r.phase(spec.PhaseUnknown, "found in the card's records; the host has not been asked yet")
 		r.lastSeen = "not seen since the agent started"
 	}
@@ -102,11 +107,7 @@ func (r *runner) phase(p spec.Phase, reason string) {
 func (r *runner) want(ctx context.Context, w wish) error {
 	w.reply = make(chan error, 1)
 	if w.phase == spec.PhaseStopped {
-		r.mu.Lock()
-		if r.cancelStart != nil {
-			r.cancelStart()
-		}
-		r.mu.Unlock()
+		r.stopWaits(1)
 	}
 	select {
 	case r.wishes <- w:
@@ -114,7 +115,19 @@ func (r *runner) want(ctx context.Context, w wish) error {
 	case <-r.gone:
 		return fmt.Errorf("instance %s: %w", r.spec.Name, ErrNotFound)
 	case <-ctx.Done():
+		if w.phase == spec.PhaseStopped {
+			r.stopWaits(-1)
+		}
 		return fmt.Errorf("instance %s: it is busy: %w", r.spec.Name, context.Cause(ctx))
+	}
+}
+
+// stopWaits counts the wishes to stop; one that waits ends a start.
+func (r *runner) stopWaits(n int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.stops += n; r.stops > 0 && r.cancelStart != nil {
+		r.cancelStart()
 	}
 }
 
@@ -153,20 +166,33 @@ func (r *runner) grant(w wish) error {
 		}
 		return r.svc.store.remove(r.spec.Name)
 	}
+	if w.phase == spec.PhaseStopped {
+		r.stopWaits(-1)
+	} else if !r.stopBy.IsZero() {
+		return fmt.Errorf("instance %s: %w; it is being stopped: start it when it has", r.spec.Name, ErrBusy)
+	}
 	next := r.rec
 	next.Desired = w.phase
 	if w.phase == spec.PhaseRunning && r.rec.Desired != spec.PhaseRunning {
 		next.Restarts = 0
 	}
+	if w.phase == spec.PhaseStopped {
+		next.Failure = ""
+	}
+	failure := r.rec.Failure
 	if err := r.save(next); err != nil {
 		return err
 	}
 	r.retryAt, r.backoff = time.Time{}, 0
-	if w.phase == spec.PhaseStopped {
-		r.grace = w.grace
-		if !r.stopBy.IsZero() {
-			r.stopBy = r.svc.cfg.Now().Add(w.grace)
-		}
+	if w.phase != spec.PhaseStopped {
+		return nil
+	}
+	r.grace = w.grace
+	switch {
+	case !r.stopBy.IsZero():
+		r.stopBy = r.svc.cfg.Now().Add(w.grace)
+	case next.Generation == "" && failure != "":
+		r.phase(spec.PhaseStopped, "stopped as asked; it had failed: "+failure)
 	}
 	return nil
 }
@@ -190,6 +216,7 @@ func (r *runner) start(ctx context.Context) error {
 	r.mu.Lock()
 	r.cancelStart = cancel
 	r.mu.Unlock()
+	r.stopWaits(0) // one may have come before there was something to cancel
 	defer func() {
 		r.mu.Lock()
 		r.cancelStart = nil
@@ -200,7 +227,7 @@ func (r *runner) start(ctx context.Context) error {
 		return err
 	}
 	next := r.rec
-	next.Generation, next.PoolOffset = newGeneration(), offset
+	next.Generation, next.PoolOffset, next.Failure = newGeneration(), offset, ""
 	if err := r.save(next); err != nil {
 		r.svc.pool.give(r.spec.Name)
 		return err
@@ -283,8 +310,18 @@ func (r *runner) openBootFile(name string) (*os.File, error) {
 	return f, nil
 }
 
-// release takes the devices down and frees the memory of a VMM that is gone.
-func (r *runner) release(ctx context.Context) error {
+// kill has the VMM killed. Without an error it is gone, and an order for it that
+// was still under way will not start it: the host takes one order after the other.
+func (r *runner) kill(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, stopTimeout)
+	defer cancel()
+	return r.svc.cfg.Host.StopVMM(ctx, r.spec.Name, r.rec.Generation, true)
+}
+
+// release takes the devices down and frees the memory of a VMM that is gone. It
+// stores that together with what change makes of the record: an agent that dies
+// must not leave one without the other.
+func (r *runner) release(ctx context.Context, change func(*record)) error {
 	ctx, cancel := context.WithTimeout(ctx, stopTimeout)
 	defer cancel()
 	for i := range r.spec.Volumes {
@@ -294,11 +331,12 @@ func (r *runner) release(ctx context.Context) error {
 	}
 	next := r.rec
 	next.Generation, next.PoolOffset = "", 0
+	change(&next)
 	if err := r.save(next); err != nil {
 		return err
 	}
 	r.svc.pool.give(r.spec.Name)
-	r.stopBy, r.startedAt = time.Time{}, time.Time{}
+	r.stopBy, r.startedAt, r.asked = time.Time{}, time.Time{}, false
 	return nil
 }
 

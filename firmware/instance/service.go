@@ -124,6 +124,19 @@ func (s *Service) killStrays(ctx context.Context) {
 	}
 }
 
+// stray finds a VMM at the host whose memory the pool does not know of: one that
+// no record orders, or one whose record cannot be read.
+func (s *Service) stray(obs *Observation) (spec.VMMStatus, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, v := range obs.VMMs {
+		if r := s.runners[v.Instance]; v.State == spec.VMMRunning && (r == nil || r.generation() != v.Generation) {
+			return v, true
+		}
+	}
+	return spec.VMMStatus{}, false
+}
+
 func (s *Service) knows(v spec.VMMStatus) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -275,6 +288,15 @@ func (s *Service) List() []spec.InstanceStatus {
 
 // Volumes lists the card's volumes.
 func (s *Service) Volumes() ([]VolumeInfo, error) { return s.volumes.list() }
+
+// OpenVolume opens an existing volume for reading and writing, for a device
+// that belongs to no instance. The caller closes it.
+func (s *Service) OpenVolume(kind spec.VolumeKind, name string) (*os.File, error) {
+	if err := spec.CheckName("volume", name); err != nil {
+		return nil, err
+	}
+	return s.volumes.open(&spec.Volume{Name: name, Kind: kind})
+}
 
 // VolumeDigest is SHA-256 over [offset, offset+length) of a volume as the
 // card's storage holds it now; length is at most MaxDigest.

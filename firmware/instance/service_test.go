@@ -32,6 +32,7 @@ type world struct {
 	calls    []string
 	fail     string // the next call of this name fails
 	stubborn bool   // guests ignore a power-down
+	hold     bool   // the host does not answer a start before its caller gives up
 }
 
 func newWorld() *world {
@@ -70,11 +71,17 @@ func (w *world) RemoveDevice(_ context.Context, instance, name string) error {
 	return nil
 }
 
-func (w *world) StartVMM(_ context.Context, o spec.VMMOrder, kernel, _ *os.File) error {
+func (w *world) StartVMM(ctx context.Context, o spec.VMMOrder, kernel, _ *os.File) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if err := w.call("start " + o.Instance); err != nil {
 		return err
+	}
+	if w.hold {
+		w.mu.Unlock()
+		<-ctx.Done()
+		w.mu.Lock()
+		return ctx.Err()
 	}
 	if kernel != nil {
 		if text, err := io.ReadAll(kernel); err != nil || string(text) != "kernel" {

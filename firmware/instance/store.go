@@ -20,6 +20,7 @@ type record struct {
 	Generation string        `json:"generation,omitempty"` // of the VMM that was ordered; empty: none can be there
 	PoolOffset spec.Bytes    `json:"poolOffset,omitempty"` // its memory, while Generation is set
 	Restarts   int           `json:"restarts,omitempty"`
+	Failure    string        `json:"failure,omitempty"` // why it is down although nobody asked for that
 }
 
 // store keeps records as DIR/NAME.yaml.

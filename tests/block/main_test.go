@@ -17,6 +17,7 @@ import (
 	"github.com/davit-dpu/davit/firmware/disk"
 	"github.com/davit-dpu/davit/firmware/virtio/vblk"
 	"github.com/davit-dpu/davit/firmware/virtio/vhostuser"
+	harness "github.com/davit-dpu/davit/tests/vm"
 )
 
 // The test binary is the back-end process too, when these are set.
@@ -32,7 +33,7 @@ const (
 
 func TestMain(m *testing.M) {
 	if os.Getenv(envSocket) == "" {
-		os.Exit(m.Run())
+		os.Exit(harness.Main(m))
 	}
 	err := backEnd(os.Getenv(envSocket), os.Getenv(envVolume))
 	fmt.Fprintln(os.Stderr, "back end:", err)

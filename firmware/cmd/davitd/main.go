@@ -22,6 +22,7 @@ import (
 // flags are the paths that differ between a card and a loopback.
 type flags struct {
 	board, config, state, run, tpm, vcard, pool string
+	disks                                       []string
 	lenient                                     bool
 }
 
@@ -38,6 +39,7 @@ func main() {
 	cmd.Flags().StringVar(&f.tpm, "tpm", "", "TPM device, or socket of swtpm; empty: the board's")
 	cmd.Flags().StringVar(&f.vcard, "vcard", "/davit/vcard", "the vcard program")
 	cmd.Flags().StringVar(&f.pool, "pool", "", "loopback: the host's memory pool")
+	cmd.Flags().StringArrayVar(&f.disks, "local-disk", nil, "loopback: offer this file volume to any VMM here as vhost-user-blk, on RUN/disks/VOLUME.sock; repeat for more")
 	cmd.Flags().BoolVar(&f.lenient, "lenient-sandbox", false, "loopback: run the vcard with what confinement this user can have")
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
@@ -82,15 +84,15 @@ func assemble(f flags) (agent.Config, error) {
 	}
 	cfg := agent.Config{
 		Board: b, ConfigFile: f.config, StateDir: f.state, RunDir: f.run, TPM: f.tpm,
-		Vcard: f.vcard, Pool: f.pool, Version: spec.Version, Output: os.Stderr,
+		Vcard: f.vcard, Pool: f.pool, Disks: f.disks, Version: spec.Version, Output: os.Stderr,
 	}
 	if cfg.TPM == "" {
 		cfg.TPM = b.TPM
 	}
+	if b.StatePartition != "" && (f.lenient || f.pool != "" || len(f.disks) > 0) {
+		return agent.Config{}, fmt.Errorf("--lenient-sandbox, --pool and --local-disk are for the loopback board, not for %s", b.Name)
+	}
 	if f.lenient {
-		if b.StatePartition != "" {
-			return agent.Config{}, fmt.Errorf("--lenient-sandbox is for the loopback board, not for %s", b.Name)
-		}
 		cfg.VcardArgs = append(cfg.VcardArgs, "--sandbox=available")
 	}
 	if b.StatePartition != "" { // a card that init booted
