@@ -178,15 +178,21 @@ func (r *runner) reconcileBlind(ctx context.Context, obs *Observation) time.Time
 // while the host is away: its front ends must find them when it comes back.
 func (r *runner) keepDevices(ctx context.Context, obs *Observation) time.Time {
 	if len(obs.devices(r.spec.Name)) == len(r.spec.Volumes) {
+		r.lacks = ""
 		return time.Time{}
 	}
 	call, cancel := context.WithTimeout(ctx, stopTimeout)
 	defer cancel()
-	if err := r.addDevices(call); err != nil && ctx.Err() == nil {
-		r.svc.cfg.Log.Warn("give the disks back to the vcard", "instance", r.spec.Name, "err", err)
-		return r.svc.cfg.Now().Add(firstRetry)
+	err := r.addDevices(call, false)
+	if err == nil || ctx.Err() != nil {
+		r.lacks = ""
+		return time.Time{}
 	}
-	return time.Time{}
+	if why := "; they cannot be given back: " + err.Error(); why != r.lacks {
+		r.lacks = why
+		r.svc.cfg.Log.Warn("give the disks back to the vcard", "instance", r.spec.Name, "err", err)
+	}
+	return r.svc.cfg.Now().Add(firstRetry)
 }
 
 func (r *runner) reconcileRunning(ctx context.Context, obs *Observation, vmm spec.VMMStatus) time.Time {
@@ -207,7 +213,7 @@ func (r *runner) reconcileRunning(ctx context.Context, obs *Observation, vmm spe
 	case r.show().Phase == spec.PhaseStarting:
 		r.phase(spec.PhaseStarting, fmt.Sprintf("vmm runs, %d of %d disks attached", attached, want))
 	default:
-		r.phase(spec.PhaseUnknown, fmt.Sprintf("vmm runs, but only %d of %d disks are attached: its I/O waits", attached, want))
+		r.phase(spec.PhaseUnknown, fmt.Sprintf("vmm runs, but only %d of %d disks are attached: its I/O waits", attached, want)+r.lacks)
 	}
 	return r.keepDevices(ctx, obs)
 }

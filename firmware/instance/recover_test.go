@@ -105,6 +105,22 @@ func TestGuestThatGoesDownGetsItsDisksBack(t *testing.T) {
 	})
 }
 
+func TestRunningGuestGetsNoEmptyDisk(t *testing.T) {
+	inWorld(t, "", func(t *testing.T, w *world, dir string) {
+		must(t, w.svc.Start(t.Context(), "demo"))
+		w.expect(t, spec.PhaseRunning, "")
+		root := filepath.Join(dir, "volumes", "root.img")
+		must(t, os.Remove(root))
+		w.change(func() { clear(w.devices) })
+		w.expect(t, spec.PhaseUnknown, "its I/O waits")
+		w.show()
+		w.expect(t, spec.PhaseUnknown, "open volume root")
+		if _, err := os.Stat(root); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("the lost volume was made anew: %v", err)
+		}
+	})
+}
+
 func TestPowerDownThatWasNotPassedOnIsAskedAgain(t *testing.T) {
 	inWorld(t, "", func(t *testing.T, w *world, _ string) {
 		must(t, w.svc.Start(t.Context(), "demo"))

@@ -50,6 +50,7 @@ type runner struct {
 	asked     bool      // to power down, since stopBy was set
 	grace     time.Duration
 	lastSeen  string // how it was when it could be seen; empty while it can
+	lacks     string // why the vcard could not be given its disks back; empty when it could
 
 	mu          sync.Mutex
 	status      spec.InstanceStatus // guarded by mu
@@ -241,7 +242,7 @@ func (r *runner) start(ctx context.Context) error {
 
 // order gives the host its part: devices first, all or none, then the VMM.
 func (r *runner) order(ctx context.Context) error {
-	if err := r.addDevices(ctx); err != nil {
+	if err := r.addDevices(ctx, true); err != nil {
 		return err
 	}
 	kernel, initrd, err := r.openBoot()
@@ -266,12 +267,14 @@ func (r *runner) order(ctx context.Context) error {
 	return r.svc.cfg.Host.StartVMM(ctx, o, kernel, initrd)
 }
 
-// addDevices offers every disk of the instance. It is repeated whenever the
+// addDevices offers every disk of the instance. Only a start makes volumes that
+// are not there: a guest that runs must not find an empty disk in place of its
+// own. It is repeated whenever the
 // vcard has lost them.
-func (r *runner) addDevices(ctx context.Context) error {
+func (r *runner) addDevices(ctx context.Context, create bool) error {
 	for i := range r.spec.Volumes {
 		v := r.spec.Volumes[i]
-		f, err := r.svc.volumes.open(&v)
+		f, err := r.svc.volumes.open(&v, create)
 		if err != nil {
 			return err
 		}

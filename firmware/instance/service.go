@@ -295,7 +295,7 @@ func (s *Service) OpenVolume(kind spec.VolumeKind, name string) (*os.File, error
 	if err := spec.CheckName("volume", name); err != nil {
 		return nil, err
 	}
-	return s.volumes.open(&spec.Volume{Name: name, Kind: kind})
+	return s.volumes.open(&spec.Volume{Name: name, Kind: kind}, false)
 }
 
 // VolumeDigest is SHA-256 over [offset, offset+length) of a volume as the

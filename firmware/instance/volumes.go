@@ -30,17 +30,17 @@ type VolumeInfo struct {
 	Allocated spec.Bytes      `json:"allocated"` // blocks in use: less than Size for a sparse file
 }
 
-// open opens the volume's file, making it when the spec gives a size and it is
-// not there yet. A file of another size than the spec says is refused: growing
-// or cutting somebody's disk is not a side effect of a start.
-func (v volumes) open(vol *spec.Volume) (*os.File, error) {
+// open opens the volume's file; with create it is made when the spec gives a size
+// and it is not there yet. A file of another size than the spec says is refused:
+// growing or cutting somebody's disk is not a side effect of a start.
+func (v volumes) open(vol *spec.Volume, create bool) (*os.File, error) {
 	path := v.path(vol.Kind, vol.Name)
 	flags := os.O_RDWR
 	if vol.ReadOnly {
 		flags = os.O_RDONLY
 	}
 	f, err := os.OpenFile(path, flags|syscall.O_NOFOLLOW, 0)
-	if errors.Is(err, fs.ErrNotExist) && vol.Size > 0 {
+	if errors.Is(err, fs.ErrNotExist) && create && vol.Size > 0 {
 		return v.create(path, flags, vol)
 	}
 	if err != nil {

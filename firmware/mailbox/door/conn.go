@@ -116,19 +116,25 @@ func (c *conn) next() (message []byte, whole bool, err error) {
 	return message, whole, nil
 }
 
-// answer lets the mailbox answer, and charges the peer for what it sent.
+// answer lets the mailbox answer, and charges the peer for what it sent. A peer
+// that pays by waiting is idle: newcomers may have its place.
 func (c *conn) answer(ctx context.Context, message []byte) error {
-	c.server.peers.setActive(c.place, true)
-	defer c.server.peers.setActive(c.place, false)
-	l := &link{conn: c}
-	code, err := c.server.cfg.Mailbox.Serve(ctx, c.server.cfg.Door, message, l)
-	if err := errors.Join(err, l.drain()); err != nil {
+	code, err := c.serve(ctx, message)
+	if err != nil {
 		return err
 	}
 	if !code.Authenticated() {
 		return c.throttle(ctx, badCost-1)
 	}
 	return nil
+}
+
+func (c *conn) serve(ctx context.Context, message []byte) (mailbox.Code, error) {
+	c.server.peers.setActive(c.place, true)
+	defer c.server.peers.setActive(c.place, false)
+	l := &link{conn: c}
+	code, err := c.server.cfg.Mailbox.Serve(ctx, c.server.cfg.Door, message, l)
+	return code, errors.Join(err, l.drain())
 }
 
 // linger reads what is left of an oversized command, up to a bound: closing

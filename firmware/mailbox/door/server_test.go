@@ -207,6 +207,36 @@ func TestRunningCommandsKeepTheirPlace(t *testing.T) {
 	})
 }
 
+// refusing is a mailbox that refuses all before it looks at a signature.
+type refusing struct{}
+
+func (refusing) Serve(_ context.Context, _ mailbox.Door, _ []byte, l mailbox.Link) (mailbox.Code, error) {
+	return mailbox.BadSignature, l.Receipt([]byte("no"))
+}
+
+func TestThrottledPeersDoNotKeepTheirPlace(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s, err := NewServer(Config{Door: mailbox.Door{Name: "test"}, Mailbox: refusing{}, Log: silent, Connections: 1, Rate: 1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		hostile := join(t, s, "hostile")
+		if err := WriteFrame(hostile, Envelope, nil); err != nil {
+			t.Fatal(err)
+		}
+		if _, _, err := ReadFrame(hostile, Receipt); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait() // overdrawn: it waits
+		honest := join(t, s, "honest")
+		synctest.Wait()
+		if ended(honest) || !ended(hostile) {
+			t.Error("a peer that is made to wait kept a newcomer out")
+		}
+	})
+}
+
 func TestOversizedCommandGetsASignedRefusal(t *testing.T) {
 	t.Parallel()
 	for _, size := range []uint32{mailbox.MaxCommand + 1, 1<<32 - 1} {
