@@ -24,6 +24,7 @@ import (
 	"github.com/davit-dpu/davit/firmware/measure"
 	"github.com/davit-dpu/davit/firmware/spec"
 	"github.com/davit-dpu/davit/firmware/state"
+	"github.com/davit-dpu/davit/firmware/supervise/initctl"
 	"github.com/davit-dpu/davit/firmware/tpm"
 )
 
@@ -70,6 +71,7 @@ type agent struct {
 	doors     []*doorRunner
 	busDoor   *door.Server
 	cardID    string
+	memory    error // why the host's pool could not be opened at start; nil
 
 	network       *dhcp.Client // nil without DHCP
 	selfAppraisal state.Cell[spec.Check]
@@ -119,25 +121,26 @@ func (a *agent) serve(ctx context.Context) {
 	for _, run := range []func(context.Context){a.vcard.run, a.instances.Run, a.followVcardLog, a.appraiseSelf, a.runNetwork} {
 		wg.Go(func() { run(ctx) })
 	}
-	listening := make(chan struct{}, len(a.doors))
+	tried := make(chan struct{}, len(a.doors))
 	for _, d := range a.doors {
-		wg.Go(func() { d.run(ctx, listening) })
+		wg.Go(func() { d.run(ctx, tried) })
 	}
-	wg.Go(func() { a.announce(ctx, listening) })
+	wg.Go(func() { a.announce(ctx, tried) })
 	wg.Wait()
 	a.log.Info("davitd ends; vcards and instances go on")
 }
 
-// announce says that the agent is ready once all its doors listen.
-func (a *agent) announce(ctx context.Context, listening <-chan struct{}) {
+// announce says that the agent is ready once it has tried to open all its
+// doors; status tells which of them are open.
+func (a *agent) announce(ctx context.Context, tried <-chan struct{}) {
 	for range a.doors {
 		select {
-		case <-listening:
+		case <-tried:
 		case <-ctx.Done():
 			return
 		}
 	}
-	a.log.Info("ready: all doors are open")
+	a.log.Info("ready for commands")
 	if a.cfg.Ready != nil {
 		if err := a.cfg.Ready(); err != nil {
 			a.log.Warn("tell init that the agent is ready", "err", err)
@@ -156,6 +159,22 @@ func (a *agent) openConfig(context.Context) error {
 	if a.config.Board != "" && a.config.Board != a.cfg.Board.Name {
 		return fmt.Errorf("the configuration is for board %s, this is %s", a.config.Board, a.cfg.Board.Name)
 	}
+	return a.checkLifecycle()
+}
+
+// checkLifecycle refuses an image whose kernel command line, by which init was
+// strict or lenient, and whose configuration, by which the agent is, differ.
+func (a *agent) checkLifecycle() error {
+	if a.cfg.BootReport == "" {
+		return nil
+	}
+	report, err := initctl.ReadReport(a.cfg.BootReport)
+	if err != nil {
+		return fmt.Errorf("lifecycle of the boot: %w", err)
+	}
+	if report.Lifecycle != a.config.Lifecycle {
+		return fmt.Errorf("the card was booted as %q and is configured as %q: build an image in which both agree", report.Lifecycle, a.config.Lifecycle)
+	}
 	return nil
 }
 
@@ -172,8 +191,8 @@ func (a *agent) openFolders(context.Context) error {
 // neither be identified nor prove what it is.
 func (a *agent) openTPM(context.Context) error {
 	if a.cfg.TPM == "" {
-		if a.config.Lifecycle == spec.Production {
-			return fmt.Errorf("board %s names no TPM, and a production card needs one", a.cfg.Board.Name)
+		if a.config.Lifecycle != spec.Development {
+			return fmt.Errorf("board %s names no TPM, and a card in %s needs one", a.cfg.Board.Name, a.config.Lifecycle)
 		}
 		return nil
 	}
@@ -243,8 +262,9 @@ func (a *agent) openAudit(context.Context) error {
 }
 
 // openInstances prepares the vcard's place and the instances. A pool that
-// cannot be opened leaves the card without room for instances, which are then
-// reported as such; it must not take the card's management away.
+// cannot be opened leaves a card that runs nothing without room for instances,
+// and shows it; the agent of one whose instances run ends instead, for init to
+// start it again: it must not take what it cannot see for dead.
 func (a *agent) openInstances(ctx context.Context) error {
 	port := hostPort{board: a.cfg.Board.Bus, pool: a.cfg.Pool, socket: filepath.Join(a.cfg.RunDir, "bus.sock")}
 	var size spec.Bytes
@@ -252,8 +272,12 @@ func (a *agent) openInstances(ctx context.Context) error {
 	if port.present() {
 		size, err = port.poolSize(ctx)
 	}
+	if err != nil && instance.AnyStarted(a.cfg.StateDir) {
+		return fmt.Errorf("the host's memory cannot be reached, and instances may be running in it: %w", err)
+	}
 	if err != nil {
-		a.log.Error("the host's memory cannot be reached", "err", err)
+		a.log.Error("the host's memory cannot be reached; restart the agent once it can", "err", err)
+		a.memory = err
 	}
 	a.vcard = &vcardLink{
 		program: a.cfg.Vcard, args: a.cfg.VcardArgs, dir: filepath.Join(a.cfg.RunDir, "vcard", "0"),

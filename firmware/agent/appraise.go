@@ -24,7 +24,7 @@ var selfExemptions = []string{"ek.certificate", "pcr.reference", "ak.identity", 
 // its TPM quotes, so that status claims it only while it is so. It proves
 // nothing to others: they ask for evidence themselves.
 func (a *agent) appraiseSelf(ctx context.Context) {
-	for {
+	for ctx.Err() == nil {
 		check := a.appraiseOnce(ctx)
 		if ctx.Err() != nil {
 			return
@@ -33,11 +33,7 @@ func (a *agent) appraiseSelf(ctx context.Context) {
 			a.log.Info("measured boot", "result", check.Result, "detail", check.Detail)
 		}
 		a.selfAppraisal.Set(check)
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(appraiseEvery):
-		}
+		pause(ctx, appraiseEvery)
 	}
 }
 
@@ -70,6 +66,6 @@ func (a *agent) appraiseOnce(ctx context.Context) spec.Check {
 		check.Detail = strings.Join(failed, "; ")
 		return check
 	}
-	check.Result, check.Detail = "passed", fmt.Sprintf("the logs replay to the quoted PCRs (%d claims)", len(report.Claims))
+	check.Result, check.Detail = "passed", fmt.Sprintf("the logs replayed to the quoted PCRs at %s (%d claims)", time.Now().UTC().Format(time.RFC3339), len(report.Claims))
 	return check
 }

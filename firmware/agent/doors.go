@@ -65,15 +65,18 @@ func (a *agent) openDoors(context.Context) error {
 	return nil
 }
 
-// run keeps the door listening until ctx ends; listening gets one message when
-// it first does.
-func (d *doorRunner) run(ctx context.Context, listening chan<- struct{}) {
+// run keeps the door listening until ctx ends; tried gets one message after the
+// first attempt, however it went: an address that is not there yet must not
+// keep the agent from being ready for the other doors.
+func (d *doorRunner) run(ctx context.Context, tried chan<- struct{}) {
 	var once sync.Once
 	for ctx.Err() == nil {
 		l, err := d.listen(ctx)
 		if err == nil {
 			d.set(spec.PhaseReady, "listens on "+l.Addr().String())
-			once.Do(func() { listening <- struct{}{} })
+		}
+		once.Do(func() { tried <- struct{}{} })
+		if err == nil {
 			err = d.server.Serve(ctx, l)
 		}
 		if ctx.Err() != nil {
@@ -81,10 +84,7 @@ func (d *doorRunner) run(ctx context.Context, listening chan<- struct{}) {
 		}
 		d.set(spec.PhaseFailed, fmt.Sprint(err))
 		d.log.Error("door", "door", d.name, "err", err)
-		select {
-		case <-time.After(time.Second):
-		case <-ctx.Done():
-		}
+		pause(ctx, time.Second)
 	}
 }
 

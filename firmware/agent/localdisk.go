@@ -12,6 +12,7 @@ import (
 
 	"github.com/davit-dpu/davit/firmware/control"
 	"github.com/davit-dpu/davit/firmware/spec"
+	"github.com/davit-dpu/davit/firmware/state"
 )
 
 // localInstance stands for the VMMs of local disks towards the vcard; opCreate
@@ -25,6 +26,8 @@ type localDisks struct {
 	dir   string
 	names []string
 	open  func(kind spec.VolumeKind, name string) (*os.File, error)
+
+	result state.Cell[error] // of the last offer
 }
 
 // offer makes each socket anew and hands it to a vcard that does not have the
@@ -43,15 +46,16 @@ func (l *localDisks) offer(ctx context.Context, client *control.Client) error {
 			served[d.Name] = true
 		}
 	}
+	var failed []error
 	for _, name := range l.names {
 		if served[name] {
 			continue
 		}
 		if err := l.offerOne(ctx, client, name); err != nil {
-			return fmt.Errorf("local disk %s: %w", name, err)
+			failed = append(failed, fmt.Errorf("local disk %s: %w", name, err))
 		}
 	}
-	return nil
+	return errors.Join(failed...)
 }
 
 func (l *localDisks) offerOne(ctx context.Context, client *control.Client, name string) error {

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode"
 )
 
 const (
@@ -92,7 +93,7 @@ func (l *logRing) follow(ctx context.Context, path, prefix string) error {
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
-		if n > 0 {
+		if n > 0 && ctx.Err() == nil {
 			continue
 		}
 		select {
@@ -141,10 +142,11 @@ func (l *logRing) drain(path, prefix string, offset *int64, rest *strings.Builde
 	return n, nil
 }
 
-// printable drops what could steer a terminal: the line may hold a guest's words.
+// printable drops what could steer a terminal, the C1 controls too: the line
+// may hold a guest's words.
 func printable(s string) string {
 	return strings.Map(func(r rune) rune {
-		if r < 0x20 || r == 0x7f {
+		if unicode.IsControl(r) {
 			return -1
 		}
 		return r

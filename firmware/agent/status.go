@@ -7,6 +7,8 @@ import (
 	"os"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/davit-dpu/davit/firmware/spec"
 	"github.com/davit-dpu/davit/firmware/supervise/initctl"
 )
@@ -16,13 +18,17 @@ func (a *agent) status() spec.CardStatus {
 	now := time.Now()
 	st := spec.CardStatus{
 		Name: a.config.Name, CardID: a.cardID, Board: a.cfg.Board.Name, Lifecycle: a.config.Lifecycle,
-		Version: a.cfg.Version, Booted: a.started, Time: now, Checks: a.checks(), Instances: len(a.instances.List()),
+		Version: a.cfg.Version, Booted: a.booted(now), Time: now, Checks: a.checks(), Instances: len(a.instances.List()),
 	}
 	vcard, _ := a.vcard.condition.Get()
 	st.Components = append(st.Components,
 		spec.Component{Name: "agent", Memory: a.memoryOf(os.Getpid()), Condition: spec.Condition{Phase: spec.PhaseReady, Reason: "answers", Since: a.started}},
 		spec.Component{Name: "vcard", Memory: a.vcardMemory(), Condition: vcard},
 		spec.Component{Name: "host", Condition: a.hostCondition(vcard)})
+	if a.memory != nil {
+		st.Components = append(st.Components, spec.Component{Name: "host memory",
+			Condition: spec.Condition{Phase: spec.PhaseFailed, Reason: a.memory.Error(), Since: a.started}})
+	}
 	for _, d := range a.doors {
 		c, _ := d.condition.Get()
 		st.Components = append(st.Components, spec.Component{Name: "door " + d.name, Condition: c})
@@ -36,10 +42,23 @@ func (a *agent) status() spec.CardStatus {
 	if s, _ := a.vcard.status.Get(); s != nil && s.Host.Alerts > 0 {
 		st.Alerts = append(st.Alerts, fmt.Sprintf("host: %d violations of a protocol by it or its guests since the vcard started; the log names them", s.Host.Alerts))
 	}
+	if err, _ := a.vcard.local.result.Get(); err != nil {
+		st.Alerts = append(st.Alerts, err.Error())
+	}
 	if err := a.audit.Err(); err != nil {
 		st.Alerts = append(st.Alerts, "audit: "+err.Error())
 	}
 	return st
+}
+
+// booted is when the card's kernel started; on the loopback board, which is not
+// a machine of its own, when the agent did.
+func (a *agent) booted(now time.Time) time.Time {
+	var info unix.Sysinfo_t
+	if a.cfg.BootReport == "" || unix.Sysinfo(&info) != nil {
+		return a.started
+	}
+	return now.Add(-time.Duration(info.Uptime) * time.Second)
 }
 
 func (a *agent) hostCondition(vcard spec.Condition) spec.Condition {
@@ -110,11 +129,21 @@ func (a *agent) bootCheck() spec.Check {
 		c.Result, c.Detail = "failed", err.Error()
 		return c
 	}
-	c.Result, c.Detail = "passed", fmt.Sprintf("%d steps", len(report.Steps))
-	for _, s := range report.Steps {
-		if s.Result == initctl.Failed {
-			c.Result, c.Detail = "failed", s.Name+": "+s.Detail
+	skipped := 0
+	c.Result = "passed"
+	for _, step := range report.Steps {
+		switch {
+		case step.Result == initctl.Failed:
+			c.Result, c.Detail = "failed", step.Name+": "+step.Detail
+			return c
+		case step.Result == initctl.Pending, step.Result == initctl.Skipped && step.Required:
+			c.Result, c.Detail = "not-checked", fmt.Sprintf("%s: %s %s", step.Name, step.Result, step.Detail)
+		case step.Result == initctl.Skipped:
+			skipped++
 		}
+	}
+	if c.Detail == "" {
+		c.Detail = fmt.Sprintf("%d steps, of which %d had nothing to do", len(report.Steps), skipped)
 	}
 	return c
 }

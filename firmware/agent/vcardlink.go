@@ -34,6 +34,7 @@ var vcardPolicy = supervise.Policy{
 const (
 	dialTimeout   = 15 * time.Second // a vcard that does not answer by then is replaced
 	statusTimeout = 10 * time.Second
+	lookPause     = 20 * time.Millisecond
 	refresh       = 2 * time.Second // counters are no events: they are asked for
 	shutdownGrace = 10 * time.Second
 )
@@ -53,6 +54,8 @@ type vcardLink struct {
 	condition state.Cell[spec.Condition]
 	status    state.Cell[*control.Status]
 
+	doors sync.WaitGroup // bus doors being served
+
 	mu     sync.Mutex
 	client *control.Client // guarded by mu; nil while there is none
 }
@@ -61,6 +64,7 @@ func (l *vcardLink) path(name string) string { return filepath.Join(l.dir, name)
 
 // run keeps the vcard up until ctx ends; the vcard itself goes on after that.
 func (l *vcardLink) run(ctx context.Context) {
+	defer l.doors.Wait()
 	var history supervise.History
 	for ctx.Err() == nil {
 		started := time.Now()
@@ -73,10 +77,7 @@ func (l *vcardLink) run(ctx context.Context) {
 		l.log.Warn("vcard", "err", err, "restart in", next.After)
 		l.publish(spec.PhaseFailed, reason)
 		l.observe(instance.Observation{At: time.Now(), Reason: reason})
-		select {
-		case <-ctx.Done():
-		case <-time.After(next.After):
-		}
+		pause(ctx, next.After)
 	}
 }
 
@@ -103,9 +104,7 @@ func (l *vcardLink) serve(ctx context.Context) error {
 	if err := l.attach(ctx, client); err != nil {
 		return err
 	}
-	if err := l.local.offer(ctx, client); err != nil {
-		return err
-	}
+	l.offerLocal(ctx, client)
 	l.mu.Lock()
 	l.client = client
 	l.mu.Unlock()
@@ -124,9 +123,32 @@ func (l *vcardLink) serve(ctx context.Context) error {
 		case <-proc.Done():
 			return fmt.Errorf("process ended: %s", proc.Exit())
 		case <-changed:
+			pause(ctx, lookPause) // a host can make events faster than anyone needs to look
 		case <-tick.C:
 		}
 	}
+}
+
+// pause waits for d or the end of ctx.
+func pause(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+	}
+}
+
+// offerLocal offers the local disks. One that cannot be offered is no reason to
+// disturb what the vcard serves to others: it is logged, and shown in status.
+func (l *vcardLink) offerLocal(ctx context.Context, client *control.Client) {
+	call, cancel := context.WithTimeout(ctx, statusTimeout)
+	defer cancel()
+	err := l.local.offer(call, client)
+	if err != nil {
+		l.log.Error("local disks", "err", err)
+	}
+	l.local.result.Set(err)
 }
 
 // disconnect leaves a vcard running when only the agent ends, and makes sure
@@ -164,7 +186,7 @@ func (l *vcardLink) look(ctx context.Context, client *control.Client, doors map[
 		open[d] = true
 		if !doors[d] {
 			doors[d] = true
-			go l.onDoor(ctx, client, d)
+			l.doors.Go(func() { l.onDoor(ctx, client, d) })
 		}
 	}
 	for d := range doors {
@@ -262,16 +284,25 @@ func (l *vcardLink) start() (supervise.Process, error) {
 	if err != nil {
 		return nil, err
 	}
-	text, err := json.Marshal(proc.Identity())
-	if err == nil {
-		err = os.WriteFile(l.path("identity.json"), text, 0o600)
-	}
-	if err != nil {
+	if err := l.record(proc.Identity()); err != nil {
 		_ = proc.Signal(syscall.SIGKILL)
 		<-proc.Done()
 		return nil, err
 	}
 	return proc, nil
+}
+
+// record writes down who the vcard is, whole or not at all: the next agent must
+// find it, or it would serve beside its successor.
+func (l *vcardLink) record(id supervise.Identity) error {
+	text, err := json.Marshal(id)
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(l.path("identity.new"), text, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(l.path("identity.new"), l.path("identity.json"))
 }
 
 // attach hands a vcard its host's bus and window, once in its life.

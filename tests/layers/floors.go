@@ -58,7 +58,7 @@ func Allowances() map[[2]string]string {
 // is here for. Everything else must be ours or the standard library's.
 func Guests() map[string]string {
 	return map[string]string{
-		"github.com/diskfs/go-diskfs":       "GPT and FAT of the card's storage",
+		"github.com/diskfs/go-diskfs":       "GPT of the card's storage",
 		"github.com/elastic/go-seccomp-bpf": "the vcard's system call filter",
 		"github.com/fxamacker/cbor/v2":      "deterministic CBOR, decoded strictly",
 		"github.com/goccy/go-yaml":          "strict YAML whose errors name the line",

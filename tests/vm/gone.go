@@ -81,3 +81,26 @@ func traceOf(proc string, places []string) string {
 	}
 	return ""
 }
+
+// VMMs are the process ids of all instances' VMMs on the server's host, by what
+// the kernel says of processes, not by what anybody recorded.
+func (e *Env) VMMs(t testing.TB) []int {
+	t.Helper()
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var found []int
+	for _, entry := range entries {
+		pid, err := strconv.Atoi(entry.Name())
+		if err != nil {
+			continue
+		}
+		// A process that has ended meanwhile is none.
+		text, err := os.ReadFile(filepath.Join("/proc", entry.Name(), "cmdline"))
+		if err == nil && bytes.Contains(text, []byte("guest=")) && bytes.Contains(text, []byte(e.Server.Pool())) {
+			found = append(found, pid)
+		}
+	}
+	return found
+}

@@ -36,7 +36,8 @@ func consoleCommand(o *options) *cobra.Command {
 				if err != nil {
 					return fmt.Errorf("the card's serial line: %w", err)
 				}
-				return join(cmd, conn, func() error { return conn.Close() })
+				defer conn.Close()
+				return join(cmd, conn, func(bool) error { return nil })
 			}
 			name, ok := strings.CutPrefix(args[0], "instance/")
 			if !ok {
@@ -51,14 +52,20 @@ func consoleCommand(o *options) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return join(cmd, stream, stream.CloseWrite)
+			return join(cmd, stream, func(ended bool) error {
+				if !ended {
+					return nil // we leave; closing the connection tells the card
+				}
+				_, err := stream.Wait() // why the card ended it
+				return err
+			})
 		},
 	}
 }
 
 // join connects this terminal, or standard input and output, with a console
-// until either side ends.
-func join(cmd *cobra.Command, console io.ReadWriter, end func() error) error {
+// until the user leaves or the console ends; end is then told which.
+func join(cmd *cobra.Command, console io.ReadWriter, end func(ended bool) error) error {
 	if in, ok := cmd.InOrStdin().(*os.File); ok && term.IsTerminal(int(in.Fd())) {
 		fmt.Fprintln(cmd.ErrOrStderr(), "joined; Ctrl-] leaves")
 		old, err := term.MakeRaw(int(in.Fd()))
@@ -67,17 +74,19 @@ func join(cmd *cobra.Command, console io.ReadWriter, end func() error) error {
 		}
 		defer term.Restore(int(in.Fd()), old)
 	}
-	ended := make(chan error, 2)
-	go func() { ended <- typeInto(console, cmd.InOrStdin()) }()
+	left, ended := make(chan error, 1), make(chan error, 1)
+	go func() { left <- typeInto(console, cmd.InOrStdin()) }()
 	go func() {
 		_, err := io.Copy(cmd.OutOrStdout(), console)
 		ended <- err
 	}()
 	select {
+	case err := <-left:
+		return errors.Join(err, end(false))
 	case err := <-ended:
-		return errors.Join(err, end())
+		return errors.Join(err, end(true))
 	case <-cmd.Context().Done():
-		return end()
+		return end(false)
 	}
 }
 

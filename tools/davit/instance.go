@@ -192,12 +192,12 @@ func printInstance(w io.Writer, st *spec.InstanceStatus) {
 	if st.Spec.Boot.Kernel != "" {
 		fmt.Fprintf(w, "boot\tkernel %s, initrd %s, cmdline %q\n", st.Spec.Boot.Kernel, st.Spec.Boot.Initrd, st.Spec.Boot.Cmdline)
 	} else {
-		fmt.Fprintf(w, "boot\tfirmware %s and the first volume\n", st.Spec.Boot.Firmware)
+		fmt.Fprintf(w, "boot\tfirmware %s and the first volume\n", orElse(string(st.Spec.Boot.Firmware), string(spec.FirmwareBIOS)))
 	}
 	if st.Generation != "" {
 		fmt.Fprintf(w, "vmm\tgeneration %s, memory at %s of the host's pool\n", st.Generation, st.PoolOffset)
 	}
-	fmt.Fprintf(w, "restarts\t%d, policy %s\n", st.Restarts, st.Spec.Restart)
+	fmt.Fprintf(w, "restarts\t%d, policy %s\n", st.Restarts, orElse(string(st.Spec.Restart), string(spec.RestartNever)))
 	for _, d := range st.Devices {
 		fmt.Fprintf(w, "disk %s\t%s %s, %s (%s)\n", d.Name, d.Kind, d.Capacity, d.Phase, d.Reason)
 		for i, q := range d.Queues {

@@ -56,7 +56,24 @@ func root() *cobra.Command {
 		consoleCommand(&o), logCommand(&o), rebootCommand(&o),
 		enrolCommand(&o), keygenCommand(&o), signCommand(&o), sendCommand(&o),
 	)
+	for _, c := range append(cmd.Commands(), cmd) {
+		if c.HasSubCommands() && !c.Runnable() {
+			group(c)
+		}
+	}
 	return cmd
+}
+
+// group makes a command that only holds others refuse what it does not hold;
+// cobra would print its help and call that success.
+func group(cmd *cobra.Command) {
+	cmd.Args = cobra.ArbitraryArgs
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			return cmd.Help()
+		}
+		return &usageError{fmt.Errorf("unknown command %q; see %s --help", args[0], cmd.CommandPath())}
+	}
 }
 
 // exactly is cobra.ExactArgs with our exit code.

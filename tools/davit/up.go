@@ -233,19 +233,18 @@ func besides(name string) (string, error) {
 type progress struct {
 	out      io.Writer
 	terminal bool
-	step     string
+	begin    time.Time
 }
 
 func newProgress(out io.Writer) *progress {
 	file, ok := out.(*os.File)
-	return &progress{out: out, terminal: ok && term.IsTerminal(int(file.Fd()))}
+	return &progress{out: out, terminal: ok && term.IsTerminal(int(file.Fd())), begin: time.Now()}
 }
 
 func (p *progress) event(e rig.Event) {
 	if e.Took == 0 {
-		p.step = e.Step
 		if p.terminal {
-			fmt.Fprintf(p.out, "\r\033[K[%7.2fs] %-9s …", e.Since.Seconds(), e.Step)
+			fmt.Fprintf(p.out, "\r\033[K[%7.2fs] %-9s …", time.Since(p.begin).Seconds(), e.Step)
 		}
 		return
 	}
@@ -257,7 +256,7 @@ func (p *progress) event(e rig.Event) {
 	if e.Err != nil {
 		result, text = "FAILED", "see below"
 	}
-	fmt.Fprintf(p.out, "[%7.2fs] %-9s %s %5.1fs  %s\n", e.Since.Seconds(), e.Step, result, e.Took.Seconds(), text)
+	fmt.Fprintf(p.out, "[%7.2fs] %-9s %s %5.1fs  %s\n", time.Since(p.begin).Seconds(), e.Step, result, e.Took.Seconds(), text)
 }
 
 // fetch shows what a fetch is busy with: it can take a minute the first time.

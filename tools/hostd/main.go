@@ -10,13 +10,13 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
-	"runtime/debug"
 	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
 
 	"github.com/davit-dpu/davit/firmware/bus"
+	"github.com/davit-dpu/davit/firmware/spec"
 	"github.com/davit-dpu/davit/tools/host"
 )
 
@@ -31,7 +31,7 @@ func main() {
 
 func command() *cobra.Command {
 	var busAddr, firmware, accel string
-	cfg := host.Config{Log: slog.New(slog.NewTextHandler(os.Stderr, nil)), Build: version()}
+	cfg := host.Config{Log: slog.New(slog.NewTextHandler(os.Stderr, nil)), Build: spec.Version}
 	cmd := &cobra.Command{
 		Use:           "davit-hostd --bus unix:PATH --pool FILE --run DIR",
 		Short:         "Run VMMs on this host as its card orders",
@@ -92,19 +92,4 @@ func defaultQEMU() string {
 		return "qemu-system-aarch64"
 	}
 	return "qemu-system-x86_64"
-}
-
-// version is what the Go tool recorded about the build.
-func version() string {
-	info, ok := debug.ReadBuildInfo()
-	if !ok {
-		return "unknown"
-	}
-	rev := info.Main.Version
-	for _, s := range info.Settings {
-		if s.Key == "vcs.revision" {
-			rev = s.Value[:min(12, len(s.Value))]
-		}
-	}
-	return "davit-hostd " + rev
 }

@@ -46,7 +46,7 @@ func (s *Server) StartTPM(ctx context.Context) error {
 		return err
 	}
 	s.TPM = p
-	return waitSocket(ctx, p, sock)
+	return waitListening(ctx, p, sock)
 }
 
 // cardArgs describes the emulated card to QEMU.
@@ -98,7 +98,7 @@ func (s *Server) StartCard(ctx context.Context) error {
 		return err
 	}
 	s.Card = p
-	if err := waitSocket(ctx, p, s.sock("card-qmp")); err != nil {
+	if err := waitListening(ctx, p, s.sock("card-qmp")); err != nil {
 		return err
 	}
 	port, err := s.forwardedPort(ctx)

@@ -96,8 +96,18 @@ func appraise(ctx context.Context, client *door.Client, want evidence.Expectatio
 	if verified.ReceiptKey == nil {
 		return nil, nil, errors.New("the evidence proves no receipt key")
 	}
-	if _, err := unverified.Verify(verified.ReceiptKey, sha256.Sum256(request)); err != nil {
+	receipt, err := unverified.Verify(verified.ReceiptKey, sha256.Sum256(request))
+	if err != nil {
 		return nil, nil, fmt.Errorf("the evidence's receipt: %w", err)
+	}
+	if receipt.Card != report.CardID {
+		return nil, nil, fmt.Errorf("the evidence is of card %s, its receipt of card %s", report.CardID, receipt.Card)
+	}
+	// The key that the evidence proved must also be at the end of this TLS
+	// channel: a verified answer that names the channel shows it.
+	client.Trust(verified.ReceiptKey)
+	if _, err := client.Request(ctx, mailbox.ChallengeOp, nil); err != nil {
+		return nil, nil, fmt.Errorf("the channel to the card: %w", err)
 	}
 	spki, err := x509.MarshalPKIXPublicKey(verified.ReceiptKey)
 	if err != nil {

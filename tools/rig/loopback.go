@@ -166,6 +166,7 @@ func (l *Loopback) VcardProcess() (*supervise.Adopted, error) {
 // Close stops everything; the vcard last, since it outlives its agent.
 func (l *Loopback) Close() {
 	vcard, err := l.VcardProcess()
+	l.reclaimVMMs()
 	l.stopAll()
 	if later, again := l.VcardProcess(); again == nil {
 		vcard, err = later, nil

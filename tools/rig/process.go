@@ -138,14 +138,45 @@ func Tail(path string, lines int) string {
 	return "  " + strings.Join(all[max(0, len(all)-lines):], "\n  ")
 }
 
-// waitSocket waits until a process has made its listening socket.
+// waitSocket waits until a process has made its socket.
 func waitSocket(ctx context.Context, p *Process, path string) error {
+	return p.poll(ctx, path, func() (bool, error) {
+		_, err := os.Stat(path)
+		if errors.Is(err, os.ErrNotExist) {
+			return false, nil
+		}
+		return err == nil, err
+	})
+}
+
+// waitListening waits until somebody listens on a unix socket that was bound by
+// this very path. That there is such a file does not say so: it may be that of
+// a process which was killed, or not be listened on yet.
+func waitListening(ctx context.Context, p *Process, path string) error {
+	return p.poll(ctx, path, func() (bool, error) {
+		text, err := os.ReadFile("/proc/net/unix")
+		return err == nil && listens(string(text), path), err
+	})
+}
+
+// listens looks for a path in the kernel's table of unix sockets: address,
+// references, protocol, flags, type, state, inode, path.
+func listens(table, path string) bool {
+	const acceptConnections = "00010000" // __SO_ACCEPTCON
+	for line := range strings.Lines(table) {
+		if f := strings.Fields(line); len(f) == 8 && f[3] == acceptConnections && f[7] == path {
+			return true
+		}
+	}
+	return false
+}
+
+// poll looks until ready says yes or fails, the process ends, or ctx does.
+func (p *Process) poll(ctx context.Context, path string, ready func() (bool, error)) error {
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		if _, err := os.Stat(path); err == nil {
-			return nil
-		} else if !errors.Is(err, os.ErrNotExist) {
+		if ok, err := ready(); ok || err != nil {
 			return err
 		}
 		select {

@@ -156,8 +156,27 @@ func (s *Server) CardMonitor(ctx context.Context, line string) (string, error) {
 // Close stops everything that the run started, VMMs included, and removes what
 // is of no use without it. The run's folder stays.
 func (s *Server) Close() {
+	s.reclaimVMMs()
 	s.stopAll()
 	s.removeTemporary()
+}
+
+// reclaimVMMs starts hostd again when somebody killed it: it adopts the VMMs
+// that outlived it, and takes them along when it is stopped.
+func (s *Server) reclaimVMMs() {
+	if s.Host == nil {
+		return
+	}
+	select {
+	case <-s.Host.Done():
+	default:
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	if err := s.StartHost(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, "VMMs that outlived hostd may be left running:", err)
+	}
 }
 
 // stopAll stops the processes, the last started first.

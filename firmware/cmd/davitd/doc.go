@@ -7,5 +7,9 @@
 //
 //	davitd --board loopback --config FILE --state DIR --run DIR --pool FILE --vcard PROGRAM
 //
+// and, for an ordinary user, who cannot confine the vcard fully,
+// --lenient-sandbox. --local-disk offers a volume to any VMM on the machine;
+// davitd --help lists the rest.
+//
 // It ends with exit code 0 on SIGTERM or SIGINT, with 1 when it cannot begin.
 package main

@@ -13,13 +13,13 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
-	"runtime/debug"
 	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/davit-dpu/davit/firmware/control"
+	"github.com/davit-dpu/davit/firmware/spec"
 	"github.com/davit-dpu/davit/firmware/vcard"
 	"github.com/davit-dpu/davit/firmware/vcard/sandbox"
 )
@@ -80,14 +80,5 @@ func run(ctx context.Context, log *slog.Logger, confine sandbox.Config) error {
 			log.Warn("sandbox is incomplete", "step", c.Name, "reason", c.Detail)
 		}
 	}
-	return vcard.New(vcard.Config{Build: version(), Sandbox: checks, Log: log}).Run(ctx, ln)
-}
-
-// version is what the build system stamped.
-func version() string {
-	info, ok := debug.ReadBuildInfo()
-	if !ok || info.Main.Version == "" {
-		return "unknown"
-	}
-	return info.Main.Version
+	return vcard.New(vcard.Config{Build: spec.Version, Sandbox: checks, Log: log}).Run(ctx, ln)
 }
