@@ -47,6 +47,13 @@ func (l *lockedBuffer) String() string {
 // what stops it.
 func startCard(t *testing.T) (path string, log *lockedBuffer, stop func() error) {
 	t.Helper()
+	_, path, log, stop = runCard(t)
+	return path, log, stop
+}
+
+// runCard is startCard for tests that look inside.
+func runCard(t *testing.T) (card *Card, path string, log *lockedBuffer, stop func() error) {
+	t.Helper()
 	path = filepath.Join(t.TempDir(), "vcard.sock")
 	f, err := control.Bind(path)
 	if err != nil {
@@ -62,7 +69,7 @@ func startCard(t *testing.T) (path string, log *lockedBuffer, stop func() error)
 		t.Fatal(err)
 	}
 	log = &lockedBuffer{}
-	card := New(Config{Build: "test", Log: slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug}))})
+	card = New(Config{Build: "test", Log: slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug}))})
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- card.Run(ctx, ln) }()
@@ -78,7 +85,7 @@ func startCard(t *testing.T) (path string, log *lockedBuffer, stop func() error)
 			t.Logf("log of the card:\n%s", log)
 		}
 	})
-	return path, log, stop
+	return card, path, log, stop
 }
 
 func addRoot(t *testing.T, r *vcardtest.Rig, c *control.Client, vol *os.File) {

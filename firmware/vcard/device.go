@@ -246,8 +246,9 @@ func (d *device) serve(ctx context.Context, conn vhostuser.Conn, opts vhostuser.
 	}
 	select {
 	case d.turn <- struct{}{}:
-	case <-ctx.Done():
+	case <-ctx.Done(): // replaced, removed, or the host has gone while the one before still drains
 		_ = conn.Close()
+		d.ended(ctx, me, ctx.Err())
 		return
 	}
 	d.setCondition(me, spec.PhaseStarting, opened)

@@ -85,8 +85,11 @@ func TestFrontEndsThatBreakRules(t *testing.T) {
 		"a record that is too short": {record([]byte{1, 2, 3}), "record of 3 bytes"},
 		"two messages in a record":   {record(append(vhostuser.AppendMessage(nil, vhostuser.Message{Request: 1, Flags: 1}), 0)), "record of 13 bytes"},
 		"a message longer than said": {record([]byte{1, 0, 0, 0, 1, 0, 0, 0, 8, 0, 0, 0}), "record of 12 bytes"},
-		"a record longer than any":   {record(make([]byte, bus.MaxRecord)), "more than"},
-		"a doorbell of no queue":     {func(f *vcardtest.Front) error { f.Kick(17); return nil }, "doorbell of queue 17"},
+		"a record longer than any": {func(f *vcardtest.Front) error {
+			_ = record(make([]byte, bus.MaxRecord))(f) // the card may refuse it before all of it is sent
+			return nil
+		}, "more than"},
+		"a doorbell of no queue": {func(f *vcardtest.Front) error { f.Kick(17); return nil }, "doorbell of queue 17"},
 	}
 	for name, tt := range tests {
 		before, err := c.Status(r.Context())

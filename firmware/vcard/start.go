@@ -48,7 +48,11 @@ func (c *Card) startVMM(ctx context.Context, req *control.StartVMM, files *contr
 	defer c.endStart(order.Instance)
 	ctx, cancel := l.within(ctx)
 	defer cancel()
-	if err := c.stage(ctx, &order, kernel, initrd); err != nil {
+	err = c.drain(ctx, order.Instance)
+	if err == nil {
+		err = c.stage(ctx, &order, kernel, initrd)
+	}
+	if err != nil {
 		if l.ctx.Err() != nil {
 			err = hostError(l, err)
 		}
@@ -141,6 +145,30 @@ func (c *Card) endStart(instance string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	delete(c.starting, instance)
+}
+
+// drain waits until nothing that an earlier start of the instance asked for is
+// in flight: it would be written into the memory of the new one. beginStart has
+// ended those sessions and lets no others in.
+func (c *Card) drain(ctx context.Context, instance string) error {
+	c.mu.Lock()
+	var own []*device
+	for _, d := range c.devices {
+		if d.req.Instance == instance && d.listener == nil {
+			own = append(own, d)
+		}
+	}
+	c.mu.Unlock()
+	for _, d := range own {
+		select {
+		case d.turn <- struct{}{}:
+			<-d.turn
+		case <-d.gone:
+		case <-ctx.Done():
+			return fmt.Errorf("drain device %s: %w", d.key(), ctx.Err())
+		}
+	}
+	return nil
 }
 
 // stage makes the instance's memory zero but for the boot files at its top,

@@ -32,6 +32,8 @@ type vmm struct {
 	qmp      *qmp.Client   // nil while not connected
 	qmpEnded chan struct{} // of the newest QMP connection; nil before the first
 	shutdown string        // reason of the newest QMP SHUTDOWN event
+	leaving  *link         // the session in which its exit was told and waits for QMP's last words
+	exitedIn *link         // the session in which its exit was told; nil while it runs
 }
 
 // report takes in what the host says of one VMM.
@@ -46,11 +48,17 @@ func (c *Card) report(l *link, st spec.VMMStatus) {
 	v := c.vmms[control.VMMKey(&st)]
 	var ended chan struct{}
 	if v != nil && v.status.State == spec.VMMRunning {
-		ended = v.qmpEnded
+		if v.leaving == l { // one wait for each VMM, however often the host says it
+			c.mu.Unlock()
+			return
+		}
+		if ended = v.qmpEnded; ended != nil {
+			v.leaving = l
+		}
 	}
 	c.mu.Unlock()
 	if ended == nil {
-		c.exited(st)
+		c.exited(l, st)
 		return
 	}
 	l.spawn(func() {
@@ -60,7 +68,7 @@ func (c *Card) report(l *link, st spec.VMMStatus) {
 		case <-ended:
 		case <-t.C:
 		}
-		c.exited(st)
+		c.exited(l, st)
 	})
 }
 
@@ -81,15 +89,16 @@ func (c *Card) reconcile(l *link, list []spec.VMMStatus) {
 	c.mu.Unlock()
 	for _, st := range lost {
 		st.State, st.Reason = spec.VMMExited, "the host came back without it"
-		c.exited(st)
+		c.exited(l, st)
 	}
 }
 
-// running records a VMM that runs and connects to it.
+// running records a VMM that runs and connects to it. Within one session an
+// exit is final: the answer to an order may be taken in after the exit that the
+// host sent right behind it. Only the list of a new session says otherwise.
 func (c *Card) running(l *link, st spec.VMMStatus) *vmm {
 	c.mu.Lock()
-	key := control.VMMKey(&st)
-	v := c.vmms[key]
+	v := c.vmms[control.VMMKey(&st)]
 	if v == nil {
 		if v = c.newVMMLocked(st); v == nil {
 			c.mu.Unlock()
@@ -97,8 +106,12 @@ func (c *Card) running(l *link, st spec.VMMStatus) *vmm {
 			return nil
 		}
 	}
+	if v.exitedIn == l {
+		c.mu.Unlock()
+		return nil
+	}
 	fresh := v.link != l
-	v.status, v.link = st, l
+	v.status, v.link, v.exitedIn = st, l, nil
 	c.consoleLocked(st.Instance)
 	c.mu.Unlock()
 	c.server.Publish(control.Event{VMM: &st})
@@ -133,7 +146,7 @@ func (c *Card) newVMMLocked(st spec.VMMStatus) *vmm {
 }
 
 // exited records that a VMM is gone, joining what the host and QMP said.
-func (c *Card) exited(st spec.VMMStatus) {
+func (c *Card) exited(l *link, st spec.VMMStatus) {
 	st.State = spec.VMMExited
 	c.mu.Lock()
 	v := c.vmms[control.VMMKey(&st)]
@@ -154,7 +167,7 @@ func (c *Card) exited(st spec.VMMStatus) {
 		st.Clean = v.shutdown == guestShutdown
 		st.Reason = control.Text("QMP "+v.shutdown+"; host: "+st.Reason, 256)
 	}
-	v.status, v.link = st, nil
+	v.status, v.link, v.leaving, v.exitedIn = st, nil, nil, l
 	c.mu.Unlock()
 	c.noise.Info("VMM exited", "instance", st.Instance, "generation", st.Generation, "reason", st.Reason, "clean", st.Clean)
 	c.server.Publish(control.Event{VMM: &st})

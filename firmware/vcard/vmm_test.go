@@ -7,11 +7,14 @@ import (
 	"context"
 	"crypto/sha256"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"reflect"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -312,5 +315,56 @@ func TestTruncatedPool(t *testing.T) {
 	}
 	if _, err := c.Status(r.Context()); err != nil {
 		t.Errorf("afterwards: %v", err)
+	}
+}
+
+// TestExitRightBehindTheAnswer: a VMM that ends as soon as it was started is not
+// taken for a running one because the two news overtake each other.
+func TestExitRightBehindTheAnswer(t *testing.T) {
+	t.Parallel()
+	path, _, _ := startCard(t)
+	r := vcardtest.NewRig(t)
+	c := r.Connect(path, nil)
+	r.Host.Stillborn()
+	for i := range 10 {
+		order := webOrder(fmt.Sprintf("%032x", i+1))
+		order.Disks = nil
+		if _, err := c.StartVMM(r.Context(), order, file(t, []byte("kernel")), nil); err != nil {
+			t.Fatal(err)
+		}
+		r.Until(c, "the exit is known", func(st *control.Status) bool {
+			v := vmmOf(st, order.Generation)
+			return v != nil && v.State == spec.VMMExited
+		})
+	}
+}
+
+// TestStartWaitsForDrain: what an earlier start asked for is not written into
+// the memory of the next one.
+func TestStartWaitsForDrain(t *testing.T) {
+	t.Parallel()
+	card, path, _, _ := runCard(t)
+	r := vcardtest.NewRig(t)
+	c := r.Connect(path, nil)
+	addRoot(t, r, c, r.Volume(1<<20))
+	card.mu.Lock()
+	d := card.devices["web/root"]
+	card.mu.Unlock()
+	d.turn <- struct{}{} // a session of the last start that still completes a read
+	drained := sync.OnceFunc(func() { <-d.turn })
+	t.Cleanup(drained) // before the card ends
+	started := make(chan error, 1)
+	go func() {
+		_, err := c.StartVMM(r.Context(), webOrder(gen1), file(t, []byte("kernel")), nil)
+		started <- err
+	}()
+	select {
+	case err := <-started:
+		t.Fatalf("started (%v) while requests were in flight", err)
+	case <-time.After(200 * time.Millisecond):
+	}
+	drained()
+	if err := <-started; err != nil {
+		t.Fatal(err)
 	}
 }

@@ -254,6 +254,7 @@ func (h *Host) adoptAll() error {
 		switch {
 		case err == nil:
 			h.log.Info("VMM adopted", "instance", name, "generation", order.Generation, "pid", v.proc.pid)
+			delete(h.exited, name) // of an earlier start
 			h.watchLocked(v)
 		case errors.Is(err, errGone):
 			st := spec.VMMStatus{Instance: name, Generation: order.Generation, State: spec.VMMExited,

@@ -41,6 +41,10 @@ func openRunDir(ctx context.Context, path string) (*runDir, error) {
 			return nil, fmt.Errorf("open run directory: %w", err)
 		}
 	}
+	// What the kernel calls a process' working directory (see worksIn) has no links in it.
+	if abs, err = filepath.EvalSymlinks(abs); err != nil {
+		return nil, fmt.Errorf("open run directory: %w", err)
+	}
 	f, err := os.OpenFile(filepath.Join(abs, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("open run directory: %w", err)

@@ -40,6 +40,25 @@ func TestRunDirHasOneOwner(t *testing.T) {
 	}
 }
 
+// TestRunDirBehindALink: VMMs are recognised by their working directory, which
+// the kernel names without links.
+func TestRunDirBehindALink(t *testing.T) {
+	t.Parallel()
+	real := t.TempDir()
+	link := filepath.Join(t.TempDir(), "link")
+	if err := os.Symlink(real, link); err != nil {
+		t.Fatal(err)
+	}
+	d, err := openRunDir(t.Context(), link)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.close()
+	if want, err := filepath.EvalSymlinks(real); err != nil || d.path != want {
+		t.Errorf("path %s, want %s (%v)", d.path, want, err)
+	}
+}
+
 func TestTombstones(t *testing.T) {
 	t.Parallel()
 	d, err := openRunDir(t.Context(), t.TempDir())

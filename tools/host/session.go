@@ -19,9 +19,12 @@ func (h *Host) serveSession(ctx context.Context, s *bus.Session) error {
 	h.session.Set(s)
 	defer h.session.Set(nil)
 	events := make(chan spec.VMMStatus)
+	// Before the card can ask for the list: what changes behind its answer must
+	// not be taken for what it was told.
+	list, changed := h.report.Get()
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return bus.ServeOrders(ctx, s, h, events) })
-	g.Go(func() error { return h.sendEvents(ctx, events) })
+	g.Go(func() error { return h.sendEvents(ctx, list, changed, events) })
 	g.Go(func() error { return h.serveFronts(ctx, s) })
 	g.Go(func() error { return h.serveRelays(ctx, s) })
 	err := g.Wait()
@@ -31,15 +34,14 @@ func (h *Host) serveSession(ctx context.Context, s *bus.Session) error {
 	return err
 }
 
-// sendEvents reports every change of a VMM's state since the session began. A
-// card asks for the states at the beginning itself.
-func (h *Host) sendEvents(ctx context.Context, events chan<- spec.VMMStatus) error {
+// sendEvents reports every change of a VMM's state since list, which changed
+// belongs to. A card asks for the states at the beginning itself.
+func (h *Host) sendEvents(ctx context.Context, list []spec.VMMStatus, changed <-chan struct{}, events chan<- spec.VMMStatus) error {
 	type key struct {
 		generation string
 		state      spec.VMMState
 	}
 	sent := map[string]key{}
-	list, changed := h.report.Get()
 	for _, st := range list {
 		sent[st.Instance] = key{st.Generation, st.State}
 	}

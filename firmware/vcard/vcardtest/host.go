@@ -26,12 +26,13 @@ type Host struct {
 	session state.Cell[*bus.Session] // nil while there is none
 	events  chan spec.VMMStatus
 
-	mu     sync.Mutex
-	refuse string                    // guarded by mu
-	vmms   map[string]spec.VMMStatus // guarded by mu; by instance
-	orders []spec.VMMOrder           // guarded by mu
-	qmp    map[string]*qmpServer     // guarded by mu; by instance
-	typed  map[string]string         // guarded by mu; console input by instance
+	mu        sync.Mutex
+	refuse    string                    // guarded by mu
+	stillborn bool                      // guarded by mu
+	vmms      map[string]spec.VMMStatus // guarded by mu; by instance
+	orders    []spec.VMMOrder           // guarded by mu
+	qmp       map[string]*qmpServer     // guarded by mu; by instance
+	typed     map[string]string         // guarded by mu; console input by instance
 }
 
 // NewHost makes a host without VMMs.
@@ -87,6 +88,13 @@ func (h *Host) Refuse(answer string) {
 	h.refuse = answer
 }
 
+// Stillborn makes every VMM exit right after its start was answered.
+func (h *Host) Stillborn() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.stillborn = true
+}
+
 // Start implements bus.VMMs.
 func (h *Host) Start(_ context.Context, order spec.VMMOrder) (spec.VMMStatus, error) {
 	h.mu.Lock()
@@ -97,6 +105,12 @@ func (h *Host) Start(_ context.Context, order spec.VMMOrder) (spec.VMMStatus, er
 	st := spec.VMMStatus{Instance: order.Instance, Generation: order.Generation, State: spec.VMMRunning}
 	h.vmms[order.Instance] = st
 	h.orders = append(h.orders, order)
+	if h.stillborn {
+		gone := st
+		gone.State, gone.Reason = spec.VMMExited, "exit status 1"
+		h.vmms[order.Instance] = gone
+		h.events <- gone // sent behind the answer
+	}
 	return st, nil
 }
 

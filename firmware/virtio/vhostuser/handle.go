@@ -102,11 +102,8 @@ func (s *session) setFeatures(m *Message) error {
 	if extra := f &^ (s.info.Features | ringFeatures); extra != 0 {
 		return m.errorf("features %#x were not offered", uint64(extra))
 	}
-	if f == s.features {
-		return nil
-	}
 	for i := range s.rings {
-		if s.rings[i].started {
+		if s.rings[i].started && f != s.features {
 			return m.errorf("features change while ring %d is started", i)
 		}
 	}
