@@ -52,7 +52,7 @@ type Config struct {
 	Ready   func() error // called once the doors are open; may be nil
 }
 
-// agent is the card's program. Its fields are set by open and never change;
+// agent is the card's program. Its fields are set while it opens and never change;
 // each component owns its own state.
 type agent struct {
 	cfg     Config
@@ -76,12 +76,13 @@ type agent struct {
 	network       *dhcp.Client // nil without DHCP
 	selfAppraisal state.Cell[spec.Check]
 	closers       []func() error // in opening order
+	opened        chan struct{}  // closed once all fields above are set
 }
 
 // Run is the agent, from start to the end of ctx. It returns an error when it
 // cannot begin; what fails later is retried and reported in status.
 func Run(ctx context.Context, cfg Config) error {
-	a := &agent{cfg: cfg, started: time.Now(), logs: newLogRing(cfg.Output)}
+	a := &agent{cfg: cfg, started: time.Now(), logs: newLogRing(cfg.Output), opened: make(chan struct{})}
 	a.log = slog.New(slog.NewTextHandler(a.logs, nil))
 	a.selfAppraisal.Set(spec.Check{Name: "measured-boot", Result: "not-checked", Detail: "the agent has just started"})
 	defer func() {
@@ -91,12 +92,24 @@ func Run(ctx context.Context, cfg Config) error {
 			}
 		}
 	}()
-	for _, step := range []struct {
-		name string
-		open func(context.Context) error
-	}{
+	ctx, cancel := context.WithCancel(ctx)
+	var running sync.WaitGroup
+	defer running.Wait() // before anything is closed
+	defer cancel()
+	err := a.open(ctx, []step{
 		{"configuration", a.openConfig},
 		{"folders", a.openFolders},
+		{"vcard", a.openVcard},
+		{"network", a.openNetwork},
+	})
+	if err != nil {
+		return err
+	}
+	// Both take long and need nothing of what follows: they go on beside it. The
+	// vcard waits with its host's memory until the agent is open.
+	running.Go(func() { a.vcard.run(ctx) })
+	running.Go(func() { a.runNetwork(ctx) })
+	err = a.open(ctx, []step{
 		{"tpm", a.openTPM},
 		{"event log", a.openEventLog},
 		{"attestation", a.openAttestation},
@@ -104,21 +117,22 @@ func Run(ctx context.Context, cfg Config) error {
 		{"instances", a.openInstances},
 		{"mailbox", a.openMailbox},
 		{"doors", a.openDoors},
-		{"network", a.openNetwork},
-	} {
-		if err := step.open(ctx); err != nil {
-			return fmt.Errorf("%s: %w", step.name, err)
-		}
+	})
+	if err != nil {
+		return err
 	}
+	close(a.opened)
 	a.log.Info("davitd", "version", cfg.Version, "board", cfg.Board.Name, "card", a.cardID, "lifecycle", a.config.Lifecycle)
 	a.serve(ctx)
+	running.Wait()
+	a.log.Info("davitd ends; vcards and instances go on")
 	return nil
 }
 
-// serve runs all components until ctx ends and all of them have.
+// serve runs the other components until ctx ends and all of them have.
 func (a *agent) serve(ctx context.Context) {
 	var wg sync.WaitGroup
-	for _, run := range []func(context.Context){a.vcard.run, a.instances.Run, a.followVcardLog, a.appraiseSelf, a.runNetwork} {
+	for _, run := range []func(context.Context){a.instances.Run, a.followVcardLog, a.appraiseSelf} {
 		wg.Go(func() { run(ctx) })
 	}
 	tried := make(chan struct{}, len(a.doors))
@@ -127,7 +141,6 @@ func (a *agent) serve(ctx context.Context) {
 	}
 	wg.Go(func() { a.announce(ctx, tried) })
 	wg.Wait()
-	a.log.Info("davitd ends; vcards and instances go on")
 }
 
 // announce says that the agent is ready once it has tried to open all its
@@ -261,12 +274,33 @@ func (a *agent) openAudit(context.Context) error {
 	return nil
 }
 
-// openInstances prepares the vcard's place and the instances. A pool that
-// cannot be opened leaves a card that runs nothing without room for instances,
-// and shows it; the agent of one whose instances run ends instead, for init to
-// start it again: it must not take what it cannot see for dead.
+// openVcard prepares the vcard's place. What the vcard wants of the rest of the
+// agent it wants once that is open.
+func (a *agent) openVcard(context.Context) error {
+	a.vcard = &vcardLink{
+		program: a.cfg.Vcard, args: a.cfg.VcardArgs, dir: filepath.Join(a.cfg.RunDir, "vcard", "0"),
+		build: a.cfg.Version, host: a.hostPort(), log: a.log, opened: a.opened,
+		observe: func(o instance.Observation) { a.instances.Observe(o) },
+		onDoor:  a.serveBusDoor,
+		local: localDisks{dir: filepath.Join(a.cfg.RunDir, "disks"), names: a.cfg.Disks,
+			open: func(kind spec.VolumeKind, name string) (*os.File, error) {
+				return a.instances.OpenVolume(kind, name)
+			}},
+	}
+	a.vcard.publish(spec.PhasePending, "not started yet")
+	return nil
+}
+
+func (a *agent) hostPort() hostPort {
+	return hostPort{board: a.cfg.Board.Bus, pool: a.cfg.Pool, socket: filepath.Join(a.cfg.RunDir, "bus.sock")}
+}
+
+// openInstances prepares the instances. A pool that cannot be opened leaves a
+// card that runs nothing without room for instances, and shows it; the agent of
+// one whose instances run ends instead, for init to start it again: it must not
+// take what it cannot see for dead.
 func (a *agent) openInstances(ctx context.Context) error {
-	port := hostPort{board: a.cfg.Board.Bus, pool: a.cfg.Pool, socket: filepath.Join(a.cfg.RunDir, "bus.sock")}
+	port := a.hostPort()
 	var size spec.Bytes
 	var err error
 	if port.present() {
@@ -279,17 +313,6 @@ func (a *agent) openInstances(ctx context.Context) error {
 		a.log.Error("the host's memory cannot be reached; restart the agent once it can", "err", err)
 		a.memory = err
 	}
-	a.vcard = &vcardLink{
-		program: a.cfg.Vcard, args: a.cfg.VcardArgs, dir: filepath.Join(a.cfg.RunDir, "vcard", "0"),
-		build: a.cfg.Version, host: port, log: a.log,
-		observe: func(o instance.Observation) { a.instances.Observe(o) },
-		onDoor:  a.serveBusDoor,
-		local: localDisks{dir: filepath.Join(a.cfg.RunDir, "disks"), names: a.cfg.Disks,
-			open: func(kind spec.VolumeKind, name string) (*os.File, error) {
-				return a.instances.OpenVolume(kind, name)
-			}},
-	}
-	a.vcard.publish(spec.PhasePending, "not started yet")
 	a.instances, err = instance.New(instance.Config{
 		StateDir: a.cfg.StateDir, MemoryDir: filepath.Join(a.cfg.RunDir, "volumes"),
 		Pool: size, Host: a.vcard, Log: a.log, Now: time.Now,

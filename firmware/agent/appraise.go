@@ -14,7 +14,10 @@ import (
 	"github.com/davit-dpu/davit/firmware/spec"
 )
 
-const appraiseEvery = 10 * time.Minute
+const (
+	appraiseEvery = 10 * time.Minute
+	appraiseAfter = 5 * time.Second // at most: the vcard comes first, hosts wait for it
+)
 
 // selfExemptions are claims that a card cannot judge about itself: they need a
 // verifier that knows other cards, TPM makers or releases.
@@ -24,6 +27,7 @@ var selfExemptions = []string{"ek.certificate", "pcr.reference", "ak.identity", 
 // its TPM quotes, so that status claims it only while it is so. It proves
 // nothing to others: they ask for evidence themselves.
 func (a *agent) appraiseSelf(ctx context.Context) {
+	a.awaitVcard(ctx, appraiseAfter)
 	for ctx.Err() == nil {
 		check := a.appraiseOnce(ctx)
 		if ctx.Err() != nil {
@@ -34,6 +38,25 @@ func (a *agent) appraiseSelf(ctx context.Context) {
 		}
 		a.selfAppraisal.Set(check)
 		pause(ctx, appraiseEvery)
+	}
+}
+
+// awaitVcard waits until the vcard is ready, but no longer than limit.
+func (a *agent) awaitVcard(ctx context.Context, limit time.Duration) {
+	over := time.NewTimer(limit)
+	defer over.Stop()
+	for {
+		c, changed := a.vcard.condition.Get()
+		if c.Phase == spec.PhaseReady {
+			return
+		}
+		select {
+		case <-changed:
+		case <-over.C:
+			return
+		case <-ctx.Done():
+			return
+		}
 	}
 }
 

@@ -48,6 +48,7 @@ type vcardLink struct {
 	host    hostPort
 	local   localDisks
 	log     *slog.Logger
+	opened  <-chan struct{} // closed once observe and onDoor may be called
 	observe func(instance.Observation)
 	onDoor  func(ctx context.Context, c *control.Client, door uint64)
 
@@ -76,7 +77,11 @@ func (l *vcardLink) run(ctx context.Context) {
 		reason := fmt.Sprintf("the vcard is down: %v", err)
 		l.log.Warn("vcard", "err", err, "restart in", next.After)
 		l.publish(spec.PhaseFailed, reason)
-		l.observe(instance.Observation{At: time.Now(), Reason: reason})
+		select {
+		case <-l.opened:
+			l.observe(instance.Observation{At: time.Now(), Reason: reason})
+		default: // nobody is told yet; the condition says it
+		}
 		pause(ctx, next.After)
 	}
 }
@@ -101,6 +106,9 @@ func (l *vcardLink) serve(ctx context.Context) error {
 		return err
 	}
 	defer l.disconnect(ctx, proc, client)
+	if err := l.awaitOpen(ctx, proc, client); err != nil {
+		return err
+	}
 	if err := l.attach(ctx, client); err != nil {
 		return err
 	}
@@ -162,7 +170,10 @@ func (l *vcardLink) disconnect(ctx context.Context, proc supervise.Process, clie
 		return
 	}
 	_ = proc.Signal(syscall.SIGKILL)
-	<-proc.Done()
+	select {
+	case <-proc.Done():
+	case <-ctx.Done(): // it hangs in the kernel; the next agent finds it by its identity
+	}
 }
 
 // look publishes what the vcard says now.

@@ -12,6 +12,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"sync"
 
 	"github.com/davit-dpu/davit/firmware/eventlog"
 	"github.com/davit-dpu/davit/firmware/evidence"
@@ -53,7 +54,8 @@ type Config struct {
 	FirmwareLogFile string
 	// BootReportFile is where init left its report.
 	BootReportFile string
-	// Logger gets one line for each thing that evidence lacks.
+	// Logger gets one line for each thing that evidence lacks, when that is first
+	// found: anybody may ask for evidence as often as the door allows.
 	Logger *slog.Logger
 }
 
@@ -64,6 +66,7 @@ type Service struct {
 	signer crypto.Signer
 	spki   []byte // of the signer
 	id     tpm.CardID
+	lacks  sync.Map // what evidence went without, and was logged
 
 	ak          *tpm.AK  // nil without TPM
 	receipt     *tpm.Key // nil without TPM
@@ -225,16 +228,16 @@ func (s *Service) read(what, path string, limit int) []byte {
 		return nil
 	}
 	data, err := os.ReadFile(path)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		s.cfg.Logger.Info("evidence goes without "+what, "path", path)
-		return nil
-	case err != nil:
-		s.cfg.Logger.Warn("evidence goes without "+what, "error", err)
-		return nil
-	case len(data) > limit || len(data) == 0:
-		s.cfg.Logger.Warn("evidence goes without "+what, "path", path, "bytes", len(data), "limit", limit)
+	if err == nil && len(data) > 0 && len(data) <= limit {
+		return data
+	}
+	if _, told := s.lacks.LoadOrStore(what, true); told {
 		return nil
 	}
-	return data
+	level := slog.LevelWarn
+	if errors.Is(err, fs.ErrNotExist) {
+		level = slog.LevelInfo
+	}
+	s.cfg.Logger.Log(context.Background(), level, "evidence goes without "+what, "path", path, "err", err, "bytes", len(data), "limit", limit)
+	return nil
 }

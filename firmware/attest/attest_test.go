@@ -314,6 +314,33 @@ func TestMissingParts(t *testing.T) {
 	}
 }
 
+// Anybody may ask for evidence: what it lacks is not logged each time.
+func TestWhatIsMissingIsLoggedOnce(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	var lines bytes.Buffer
+	s, err := New(t.Context(), Config{
+		KeyFile: filepath.Join(dir, "key"), FirmwareLogFile: filepath.Join(dir, "none"), BootReportFile: dir, CardLogFile: filepath.Join(dir, "empty"),
+		Logger: slog.New(slog.NewTextHandler(&lines, nil)),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "empty"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		if _, err := s.Evidence(t.Context(), freshNonce(t)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, what := range []string{"firmware event log", "boot report", "card event log"} {
+		if n := strings.Count(lines.String(), "without "+what); n != 1 {
+			t.Errorf("%s: %d lines, want 1:\n%s", what, n, &lines)
+		}
+	}
+}
+
 // A log that nobody holds any more, because it broke, is shown as it is.
 func TestBrokenLogIsShown(t *testing.T) {
 	t.Parallel()

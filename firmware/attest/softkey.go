@@ -14,10 +14,14 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 )
 
 // pemType is the block type of the key file: PKCS #8.
 const pemType = "PRIVATE KEY"
+
+// tempPrefix begins the name of a key that has not got its place yet.
+const tempPrefix = ".key-"
 
 // loadSoftwareKey stands in for a TPM. Whoever can read the state folder has
 // the key, and evidence never says otherwise.
@@ -32,10 +36,32 @@ func (s *Service) loadSoftwareKey() error {
 	if err != nil {
 		return err
 	}
+	if err := removeTemps(filepath.Dir(s.cfg.KeyFile)); err != nil {
+		return err
+	}
 	if s.spki, err = x509.MarshalPKIXPublicKey(key.Public()); err != nil {
 		return fmt.Errorf("encode receipt key: %w", err)
 	}
 	s.signer, s.id = key, sha256.Sum256(s.spki)
+	return nil
+}
+
+// removeTemps removes keys that were made and never used, because their maker died
+// or came second. It is called when the key has its place, so that a maker whose
+// file is taken away finds that one.
+func removeTemps(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return fmt.Errorf("remove unused software keys: %w", err)
+	}
+	for _, e := range entries {
+		if !strings.HasPrefix(e.Name(), tempPrefix) {
+			continue
+		}
+		if err := os.Remove(filepath.Join(dir, e.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("remove unused software key: %w", err)
+		}
+	}
 	return nil
 }
 
@@ -73,7 +99,7 @@ func makeKey(path string) (*ecdsa.PrivateKey, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return nil, fmt.Errorf("make software key: %w", err)
 	}
-	tmp, err := os.CreateTemp(filepath.Dir(path), ".key-*") // of mode 0600
+	tmp, err := os.CreateTemp(filepath.Dir(path), tempPrefix+"*") // of mode 0600
 	if err != nil {
 		return nil, fmt.Errorf("make software key: %w", err)
 	}
@@ -82,8 +108,8 @@ func makeKey(path string) (*ecdsa.PrivateKey, error) {
 	if err := errors.Join(err, tmp.Sync(), tmp.Close()); err != nil {
 		return nil, fmt.Errorf("write software key: %w", err)
 	}
-	if err := os.Link(tmp.Name(), path); errors.Is(err, fs.ErrExist) {
-		return readKey(path)
+	if err := os.Link(tmp.Name(), path); errors.Is(err, fs.ErrExist) || errors.Is(err, fs.ErrNotExist) {
+		return readKey(path) // another maker's, who may have removed ours
 	} else if err != nil {
 		return nil, fmt.Errorf("write software key: %w", err)
 	}

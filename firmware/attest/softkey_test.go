@@ -5,6 +5,7 @@ package attest
 import (
 	"crypto/sha256"
 	"crypto/x509"
+	"errors"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -46,6 +47,26 @@ func TestSoftwareKey(t *testing.T) {
 	r := evidence.Appraise(evidenceOf(t, first, nonce), evidence.Expectations{Nonce: nonce, Exempt: []string{"receipt.key", "log.card"}})
 	if r.Passed || r.Claims[0].Name != "tpm" || r.Claims[0].Verdict != evidence.Failed || r.Claims[0].Seen != "loopback board" {
 		t.Errorf("passed %v, first claim %+v", r.Passed, r.Claims[0])
+	}
+}
+
+func TestUnusedKeysAreRemoved(t *testing.T) {
+	t.Parallel()
+	cfg := Config{KeyFile: filepath.Join(t.TempDir(), "receipt.pem")}
+	for _, when := range []string{"as the key is made", "as it is read"} {
+		left, other := filepath.Join(filepath.Dir(cfg.KeyFile), ".key-123"), filepath.Join(filepath.Dir(cfg.KeyFile), "other")
+		if err := errors.Join(os.WriteFile(left, []byte("secret"), 0o600), os.WriteFile(other, nil, 0o600)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := New(t.Context(), cfg); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := os.Stat(left); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%s: a left-over key is still there: %v", when, err)
+		}
+		if _, err := os.Stat(other); err != nil {
+			t.Errorf("%s: %v", when, err)
+		}
 	}
 }
 

@@ -26,6 +26,10 @@ var (
 	ErrVersion       = errors.New("no common bus version")
 )
 
+// DefaultMaxChannels is how many channels a session may have at a time. Both ends
+// use it: a VMM needs two and one for each disk.
+const DefaultMaxChannels = 1024
+
 // Config is what one end of the bus brings into a session. The zero durations
 // and counts mean the defaults.
 type Config struct {
@@ -36,7 +40,7 @@ type Config struct {
 	HelloEvery  time.Duration // first interval of the HELLOs, doubled up to ten times as much; default 100 ms
 	PingEvery   time.Duration // default 2 s
 	DeadAfter   time.Duration // silence after which the peer is given up; default 20 s: an emulated card can stall for seconds
-	MaxChannels int           // default 256; with 64 KiB each, the bound on a session's memory
+	MaxChannels int           // default DefaultMaxChannels; with CreditBytes each, the bound on a session's memory
 }
 
 func (c Config) withDefaults() Config {
@@ -49,7 +53,7 @@ func (c Config) withDefaults() Config {
 	def(&c.PingEvery, 2*time.Second)
 	def(&c.DeadAfter, 20*time.Second)
 	if c.MaxChannels <= 0 {
-		c.MaxChannels = 256
+		c.MaxChannels = DefaultMaxChannels
 	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)

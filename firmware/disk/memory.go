@@ -10,8 +10,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Memory is a Volume in memory of this process. It is lost with it, so Flush
-// has nothing to do. Pages that were never written take no room.
+// Memory is a Volume in memory of this process, for tests and benchmarks: a card's
+// memory volumes are files on tmpfs. It is lost with the process, so Flush has
+// nothing to do. Pages that were never written take no room.
 type Memory struct {
 	mu   sync.RWMutex // read: I/O, write: Close
 	data []byte       // nil after Close; guarded by mu

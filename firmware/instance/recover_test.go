@@ -4,6 +4,7 @@ package instance
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -171,6 +172,117 @@ func TestNothingStartsBesideAnUnknownVMM(t *testing.T) {
 		w.expect(t, spec.PhaseRunning, "")
 		if got := w.state("torn"); got != spec.VMMExited {
 			t.Errorf("the unknown vmm is %s", got)
+		}
+	})
+}
+
+// What the vcard serves for a record that cannot be read is taken down before the
+// record is forgotten.
+func TestDeleteOfABrokenRecordTakesItsDisksDown(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		must(t, os.Mkdir(filepath.Join(dir, "instances"), 0o700))
+		torn := filepath.Join(dir, "instances", "torn.yaml")
+		must(t, os.WriteFile(torn, []byte("spec: {na"), 0o600))
+		for _, d := range []Device{{Instance: "torn", Volume: spec.Volume{Name: "a"}}, {Instance: "torn", Volume: spec.Volume{Name: "b"}}, {Instance: "other", Volume: spec.Volume{Name: "c"}}} {
+			w.devices[d.Instance+"/"+d.Volume.Name] = d
+		}
+		stop := w.open(t, dir)
+		defer stop()
+		w.change(func() { w.serving = false })
+		if err := w.svc.Delete(t.Context(), "torn"); err == nil {
+			t.Error("forgotten while nobody knows its disks")
+		}
+		w.change(func() { w.serving, w.fail = true, "remove" })
+		if err := w.svc.Delete(t.Context(), "torn"); err == nil {
+			t.Error("forgotten with a disk that was not removed")
+		}
+		if _, err := os.Stat(torn); err != nil || w.svc.List()[0].Spec.Name != "torn" {
+			t.Errorf("the record is gone: %v", err)
+		}
+		w.show()
+		must(t, w.svc.Delete(t.Context(), "torn"))
+		if _, ok := w.devices["other/c"]; len(w.devices) != 1 || !ok {
+			t.Errorf("left behind: %v", w.devices)
+		}
+		if _, err := os.Stat(torn); !errors.Is(err, os.ErrNotExist) || len(w.svc.List()) != 0 {
+			t.Errorf("the record is still there: %v", err)
+		}
+	})
+}
+
+// A host may invent VMMs, not obey, and report all the time.
+func TestKillsOfStraysAreBounded(t *testing.T) {
+	inWorld(t, "", func(t *testing.T, w *world, _ string) {
+		w.change(func() {
+			for i := range 100 {
+				name := fmt.Sprintf("ghost-%d", i)
+				w.vmms[name] = spec.VMMStatus{Instance: name, Generation: newGeneration(), State: spec.VMMRunning}
+			}
+			w.calls, w.deaf = nil, true
+		})
+		const seconds = 10
+		for range seconds * 20 {
+			time.Sleep(time.Second / 20)
+			w.show()
+			synctest.Wait()
+		}
+		if n := len(w.calls); n < seconds || n > strayKills*(seconds+1) {
+			t.Errorf("%d kills in %d s, want at most %d a second", n, seconds, strayKills)
+		}
+		w.change(func() { w.deaf = false })
+		time.Sleep(20 * strayRound) // all of them, in rounds
+		synctest.Wait()
+		for name := range w.vmms {
+			if w.state(name) == spec.VMMRunning {
+				t.Fatalf("%s was never killed", name)
+			}
+		}
+	})
+}
+
+func TestOneStrayIsKilledOnceASecond(t *testing.T) {
+	inWorld(t, "", func(t *testing.T, w *world, _ string) {
+		w.change(func() {
+			w.vmms["ghost"] = spec.VMMStatus{Instance: "ghost", Generation: newGeneration(), State: spec.VMMRunning}
+			w.calls, w.deaf = nil, true
+		})
+		for range 10 {
+			w.show()
+			synctest.Wait()
+		}
+		if len(w.calls) != 1 {
+			t.Errorf("%d kills at once", len(w.calls))
+		}
+	})
+}
+
+func TestLeftOverFilesAreRemoved(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		stop := w.open(t, dir)
+		must(t, w.svc.Create(demo("")))
+		stop()
+		var temps []string
+		for _, sub := range []string{"instances", "volumes", "mem"} {
+			f, err := os.CreateTemp(filepath.Join(dir, sub), ".demo-*")
+			must(t, err)
+			must(t, f.Close())
+			temps = append(temps, f.Name())
+		}
+		must(t, os.WriteFile(filepath.Join(dir, "volumes", "a-b.img"), make([]byte, spec.SectorSize), 0o600))
+		stop = w.open(t, dir)
+		defer stop()
+		for _, name := range temps {
+			if _, err := os.Stat(name); !errors.Is(err, os.ErrNotExist) {
+				t.Errorf("%s is still there: %v", name, err)
+			}
+		}
+		w.expect(t, spec.PhaseStopped, "")
+		if list, err := w.svc.Volumes(); err != nil || len(list) != 1 {
+			t.Errorf("volumes %v, %v", list, err)
 		}
 	})
 }

@@ -14,6 +14,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/davit-dpu/davit/firmware/spec"
 	"github.com/davit-dpu/davit/firmware/state"
 )
@@ -54,12 +56,17 @@ func New(cfg Config) (*Service, error) {
 	s := &Service{
 		cfg:     cfg,
 		store:   store{filepath.Join(cfg.StateDir, "instances")},
-		volumes: volumes{files: filepath.Join(cfg.StateDir, "volumes"), memory: cfg.MemoryDir},
+		volumes: volumes{files: filepath.Join(cfg.StateDir, "volumes"), memory: cfg.MemoryDir, statfs: unix.Statfs},
 		pool:    &pool{size: cfg.Pool},
 		runners: map[string]*runner{},
 	}
 	for _, dir := range []string{s.store.dir, s.volumes.files, s.volumes.memory, s.bootDir()} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, fmt.Errorf("instances: %w", err)
+		}
+	}
+	for _, dir := range []string{s.store.dir, s.volumes.files, s.volumes.memory} {
+		if err := removeTemps(dir); err != nil {
 			return nil, fmt.Errorf("instances: %w", err)
 		}
 	}
@@ -98,50 +105,6 @@ func (s *Service) Run(ctx context.Context) {
 	s.run = nil
 	s.mu.Unlock()
 	wg.Wait()
-}
-
-// killStrays has VMMs killed that no record knows: memory that the card thinks
-// free must not be in use.
-func (s *Service) killStrays(ctx context.Context) {
-	for {
-		obs, changed := s.seen.Get()
-		for _, v := range obs.VMMs {
-			if !obs.Host || v.State != spec.VMMRunning || s.knows(v) {
-				continue
-			}
-			s.cfg.Log.Warn("killing a vmm that the card did not order", "instance", v.Instance, "generation", v.Generation)
-			call, cancel := context.WithTimeout(ctx, stopTimeout)
-			if err := s.cfg.Host.StopVMM(call, v.Instance, v.Generation, true); err != nil && ctx.Err() == nil {
-				s.cfg.Log.Warn("kill stray vmm", "instance", v.Instance, "err", err)
-			}
-			cancel()
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-changed:
-		}
-	}
-}
-
-// stray finds a VMM at the host whose memory the pool does not know of: one that
-// no record orders, or one whose record cannot be read.
-func (s *Service) stray(obs *Observation) (spec.VMMStatus, bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, v := range obs.VMMs {
-		if r := s.runners[v.Instance]; v.State == spec.VMMRunning && (r == nil || r.generation() != v.Generation) {
-			return v, true
-		}
-	}
-	return spec.VMMStatus{}, false
-}
-
-func (s *Service) knows(v spec.VMMStatus) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	r := s.runners[v.Instance]
-	return s.broken[v.Instance] != nil || r != nil && r.generation() == v.Generation
 }
 
 // Observe hands in what is seen of the host. An older observation than the
@@ -237,15 +200,11 @@ func (s *Service) Stop(ctx context.Context, name string, grace time.Duration) er
 // Delete forgets a stopped instance. Its volumes stay.
 func (s *Service) Delete(ctx context.Context, name string) error {
 	s.mu.Lock()
-	if s.broken[name] != nil {
-		defer s.mu.Unlock()
-		if err := s.store.remove(name); err != nil {
-			return err
-		}
-		delete(s.broken, name)
-		return nil
-	}
+	broken := s.broken[name] != nil
 	s.mu.Unlock()
+	if broken {
+		return s.deleteBroken(ctx, name)
+	}
 	r, err := s.runner(name)
 	if err != nil {
 		return err
@@ -256,6 +215,33 @@ func (s *Service) Delete(ctx context.Context, name string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.runners, name)
+	return nil
+}
+
+// deleteBroken takes down all disks that the vcard serves under the name, as no
+// record says which they are, before it forgets the instance: its VMM, if there is
+// one, is a stray from then on.
+func (s *Service) deleteBroken(ctx context.Context, name string) error {
+	obs, _ := s.seen.Get()
+	if !obs.Serving {
+		return fmt.Errorf("instance %s: its disks cannot be looked for: %s", name, obs.Reason)
+	}
+	ctx, cancel := context.WithTimeout(ctx, stopTimeout)
+	defer cancel()
+	for _, d := range obs.devices(name) {
+		if err := s.cfg.Host.RemoveDevice(ctx, name, d.Name); err != nil {
+			return fmt.Errorf("instance %s: remove disk %s: %w", name, d.Name, err)
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.broken[name] == nil {
+		return nil // deleted meanwhile
+	}
+	if err := s.store.remove(name); err != nil {
+		return err
+	}
+	delete(s.broken, name)
 	return nil
 }
 

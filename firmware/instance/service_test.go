@@ -32,6 +32,7 @@ type world struct {
 	calls    []string
 	fail     string // the next call of this name fails
 	stubborn bool   // guests ignore a power-down
+	deaf     bool   // the host says that it kills, and does not
 	hold     bool   // the host does not answer a start before its caller gives up
 }
 
@@ -100,7 +101,7 @@ func (w *world) StopVMM(_ context.Context, instance, generation string, force bo
 		return err
 	}
 	v, ok := w.vmms[instance]
-	if ok && v.Generation == generation && (force || !w.stubborn) {
+	if ok && v.Generation == generation && !w.deaf && (force || !w.stubborn) {
 		v.State, v.Reason, v.Clean = spec.VMMExited, "told to", !force
 		w.vmms[instance] = v
 		go w.show()

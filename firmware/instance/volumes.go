@@ -11,14 +11,22 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/davit-dpu/davit/firmware/spec"
 )
 
 // volumes finds and makes the files behind volumes: DIR/NAME.img, for memory
 // volumes in a folder on tmpfs.
-type volumes struct{ files, memory string }
+type volumes struct {
+	files, memory string
+	statfs        func(path string, st *unix.Statfs_t) error
+
+	creating sync.Mutex // from the look for room until the volume takes it
+}
 
 const volumeSuffix = ".img"
 
@@ -33,7 +41,7 @@ type VolumeInfo struct {
 // open opens the volume's file; with create it is made when the spec gives a size
 // and it is not there yet. A file of another size than the spec says is refused:
 // growing or cutting somebody's disk is not a side effect of a start.
-func (v volumes) open(vol *spec.Volume, create bool) (*os.File, error) {
+func (v *volumes) open(vol *spec.Volume, create bool) (*os.File, error) {
 	path := v.path(vol.Kind, vol.Name)
 	flags := os.O_RDWR
 	if vol.ReadOnly {
@@ -65,7 +73,17 @@ func (v volumes) open(vol *spec.Volume, create bool) (*os.File, error) {
 
 // create makes a sparse file under another name first, so that a crash leaves
 // no volume of the wrong size.
-func (v volumes) create(path string, flags int, vol *spec.Volume) (*os.File, error) {
+//
+// Sparse, because it is there at once, whatever its size, and because a guest's
+// discards give room back. But a guest may fill what it was given at any time:
+// so room for all of every volume must be there when one is made, beside the
+// reserve for what the card itself writes.
+func (v *volumes) create(path string, flags int, vol *spec.Volume) (*os.File, error) {
+	v.creating.Lock()
+	defer v.creating.Unlock()
+	if err := v.checkRoom(vol); err != nil {
+		return nil, fmt.Errorf("create volume %s: %w", vol.Name, err)
+	}
 	tmp, err := os.CreateTemp(filepath.Dir(path), "."+vol.Name+"-*")
 	if err != nil {
 		return nil, fmt.Errorf("create volume %s: %w", vol.Name, err)
@@ -84,32 +102,82 @@ func (v volumes) create(path string, flags int, vol *spec.Volume) (*os.File, err
 	return os.OpenFile(path, flags, 0)
 }
 
-func (v volumes) path(kind spec.VolumeKind, name string) string {
-	if kind == spec.VolumeMemory {
-		return filepath.Join(v.memory, name+volumeSuffix)
+// minReserve, or a twentieth of the file system when that is more, is never given
+// to volumes: records, the audit log and sockets need it.
+const minReserve = 64 * spec.MiB
+
+// checkRoom refuses a volume that could not be filled. What is promised to sparse
+// volumes and not yet in use counts as used.
+func (v *volumes) checkRoom(vol *spec.Volume) error {
+	dir := v.dir(vol.Kind)
+	var st unix.Statfs_t
+	if err := v.statfs(dir, &st); err != nil {
+		return fmt.Errorf("look for free space: %w", err)
 	}
-	return filepath.Join(v.files, name+volumeSuffix)
+	promised, err := unused(dir, vol.Kind)
+	if err != nil {
+		return err
+	}
+	block := spec.Bytes(st.Bsize)
+	free, reserve := spec.Bytes(st.Bavail)*block, max(minReserve, spec.Bytes(st.Blocks)*block/20)
+	// In this order: a sum of sizes could overflow.
+	if left := free - min(free, reserve); promised > left || vol.Size > left-promised {
+		return fmt.Errorf("%s does not fit: %s free, of which %s are promised to other volumes and %s kept in reserve: %w",
+			vol.Size, free, promised, reserve, unix.ENOSPC)
+	}
+	return nil
+}
+
+// unused is what the volumes in dir may still come to take.
+func unused(dir string, kind spec.VolumeKind) (spec.Bytes, error) {
+	list, err := listIn(dir, kind)
+	if err != nil {
+		return 0, err
+	}
+	var sum spec.Bytes
+	for _, i := range list {
+		sum += i.Size - min(i.Size, i.Allocated)
+	}
+	return sum, nil
+}
+
+func (v *volumes) dir(kind spec.VolumeKind) string {
+	if kind == spec.VolumeMemory {
+		return v.memory
+	}
+	return v.files
+}
+
+func (v *volumes) path(kind spec.VolumeKind, name string) string {
+	return filepath.Join(v.dir(kind), name+volumeSuffix)
 }
 
 // list returns all volumes of the card.
-func (v volumes) list() ([]VolumeInfo, error) {
+func (v *volumes) list() ([]VolumeInfo, error) {
 	var out []VolumeInfo
-	for _, at := range []struct {
-		kind spec.VolumeKind
-		dir  string
-	}{{spec.VolumeFile, v.files}, {spec.VolumeMemory, v.memory}} {
-		entries, err := os.ReadDir(at.dir)
+	for _, kind := range []spec.VolumeKind{spec.VolumeFile, spec.VolumeMemory} {
+		some, err := listIn(v.dir(kind), kind)
 		if err != nil {
-			return nil, fmt.Errorf("list volumes: %w", err)
+			return nil, err
 		}
-		for _, e := range entries {
-			name, ok := strings.CutSuffix(e.Name(), volumeSuffix)
-			var st syscall.Stat_t
-			if !ok || spec.CheckName("volume", name) != nil || syscall.Lstat(filepath.Join(at.dir, e.Name()), &st) != nil {
-				continue
-			}
-			out = append(out, VolumeInfo{name, at.kind, spec.Bytes(st.Size), spec.Bytes(st.Blocks * 512)})
+		out = append(out, some...)
+	}
+	return out, nil
+}
+
+func listIn(dir string, kind spec.VolumeKind) ([]VolumeInfo, error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, fmt.Errorf("list volumes: %w", err)
+	}
+	var out []VolumeInfo
+	for _, e := range entries {
+		name, ok := strings.CutSuffix(e.Name(), volumeSuffix)
+		var st syscall.Stat_t
+		if !ok || spec.CheckName("volume", name) != nil || syscall.Lstat(filepath.Join(dir, e.Name()), &st) != nil {
+			continue
 		}
+		out = append(out, VolumeInfo{name, kind, spec.Bytes(st.Size), spec.Bytes(st.Blocks * 512)})
 	}
 	return out, nil
 }
@@ -119,7 +187,7 @@ const MaxDigest = 64 * spec.MiB
 
 // digest is SHA-256 over length bytes of a volume from offset, as the card's
 // storage holds them now.
-func (v volumes) digest(kind spec.VolumeKind, name string, offset, length spec.Bytes) ([]byte, error) {
+func (v *volumes) digest(kind spec.VolumeKind, name string, offset, length spec.Bytes) ([]byte, error) {
 	if err := spec.CheckName("volume", name); err != nil {
 		return nil, err
 	}

@@ -48,6 +48,9 @@ func (m *Mailbox) checkSigned(a *attempt, message []byte) (*Command, *Op, error)
 	if err := m.nonces.check(p.Nonce); err != nil {
 		return nil, nil, err
 	}
+	if a.link != nil {
+		a.link.Authenticated()
+	}
 	op, err := m.allowedOp(key, p.Op)
 	if err != nil {
 		return nil, nil, err

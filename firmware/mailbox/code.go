@@ -45,15 +45,8 @@ func Codes() []Code {
 	}
 }
 
-// Authenticated reports whether the code can only be the answer to a command
-// whose signature was verified. Doors slow down peers that get other refusals.
-func (c Code) Authenticated() bool {
-	switch c {
-	case TooLarge, Malformed, BadAlgorithm, UnknownKey, BadSignature, Unsigned:
-		return false
-	}
-	return true
-}
+// Refused reports whether the code says that nothing was executed.
+func (c Code) Refused() bool { return c != OK && c != Accepted && c != Failed }
 
 // Refusal is the error of a command that was not executed.
 type Refusal struct {

@@ -40,6 +40,12 @@ type Door struct {
 
 // Link is the connection to the requester of one command, given by the door.
 type Link interface {
+	// Authenticated is called, at most once and before any receipt, when the
+	// command is known to come from somebody who may command this card: it is
+	// signed by a key of the keyring, for this card and for now, and its nonce is
+	// fresh. It is never called for a public request that is not signed.
+	Authenticated()
+
 	// Receipt sends a receipt. If a stream is open, its end is sent first.
 	Receipt(receipt []byte) error
 

@@ -19,6 +19,14 @@ type testLink struct {
 	output   bytes.Buffer
 	receipts [][]byte
 	broken   error
+
+	authenticated int // how often it was said, before any receipt
+}
+
+func (l *testLink) Authenticated() {
+	if len(l.receipts) == 0 {
+		l.authenticated++
+	}
 }
 
 func (l *testLink) Receipt(receipt []byte) error {
@@ -45,6 +53,44 @@ func TestStream(t *testing.T) {
 	first, last := f.verify(l.receipts[0], command), f.verify(l.receipts[1], command)
 	if first.Code != Accepted || last.Code != OK || first.AuditIndex != last.AuditIndex || first.AuditIndex == 0 {
 		t.Errorf("receipts %+v and %+v", first, last)
+	}
+}
+
+// Who is told to be authenticated keeps a place at the door, and is refused at a
+// lower price: nobody who only replays, or signs nothing, may be.
+func TestAuthenticated(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, nil)
+	used := f.sign(f.request(nil))
+	if r := f.submit(used); r.Code != OK {
+		t.Fatalf("code %s", r.Code)
+	}
+	for name, c := range map[string]struct {
+		message []byte
+		code    Code
+		want    int
+	}{
+		"command":           {f.sign(f.request(nil)), OK, 1},
+		"bad arguments":     {f.sign(f.request(func(r *Request) { r.Args = map[string]string{"no": "such"} })), BadArgs, 1},
+		"not allowed":       {f.signAs(f.viewer, "viewer", f.request(nil)), NotAllowed, 1},
+		"stream":            {f.signAs(f.viewer, "viewer", f.request(func(r *Request) { r.Op, r.Args = "log.tail", nil })), OK, 1},
+		"public":            {f.public("status", nil), OK, 0},
+		"public, bad args":  {f.public("status", map[string]string{"no": "such"}), BadArgs, 0},
+		"unsigned":          {f.public("instance.stop", nil), Unsigned, 0},
+		"replayed":          {used, Replayed, 0},
+		"for another card":  {f.sign(f.request(func(r *Request) { r.Card = "another" })), WrongCard, 0},
+		"by another's key":  {f.signAs(f.viewer, "operator", f.request(nil)), BadSignature, 0},
+		"garbage":           {[]byte("garbage"), Malformed, 0},
+		"more than allowed": {make([]byte, MaxCommand+1), TooLarge, 0},
+	} {
+		l := &testLink{input: strings.NewReader("")}
+		code, err := f.box.Serve(t.Context(), Door{Name: "test"}, c.message, l)
+		if err != nil || code != c.code || l.authenticated != c.want {
+			t.Errorf("%s: %s, %v, said %d times to be authenticated; want %s, %d", name, code, err, l.authenticated, c.code, c.want)
+		}
+		if code.Refused() != (code != OK) {
+			t.Errorf("%s: refused is %v", code, code.Refused())
+		}
 	}
 }
 

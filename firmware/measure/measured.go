@@ -56,26 +56,58 @@ func (m *Measurer) File(ctx context.Context, kind Kind, path string) (*Measured,
 // Files measures several files, at most [eventlog.MaxItems], with one event
 // that names each, and returns their contents in the same order: all or none.
 func (m *Measurer) Files(ctx context.Context, kind Kind, paths ...string) ([]*Measured, error) {
+	var captured []*Captured
+	for _, path := range paths {
+		c, err := Capture(path)
+		if err != nil {
+			return nil, closeAll(err, captured)
+		}
+		captured = append(captured, c)
+	}
+	return m.Measure(ctx, kind, captured...)
+}
+
+// Captured is a file's content that was copied and hashed, and is in no log yet.
+// Nothing can be done with it but to measure it, which gives it out, or to close
+// it.
+type Captured struct{ content *Measured }
+
+// Capture copies and hashes a file for a later Measure. It is what takes time of
+// measuring, and needs neither a TPM nor a log.
+func Capture(path string) (*Captured, error) {
+	content, err := capture(path)
+	if err != nil {
+		return nil, fmt.Errorf("measure %s: %w", path, err)
+	}
+	return &Captured{content}, nil
+}
+
+// Close gives up the content.
+func (c *Captured) Close() error { return c.content.Close() }
+
+// Measure measures what was captured, at most [eventlog.MaxItems], with one
+// event that names each, and returns the contents in the same order. It takes
+// the captured over: when it fails, all are closed.
+func (m *Measurer) Measure(ctx context.Context, kind Kind, captured ...*Captured) ([]*Measured, error) {
 	var files []*Measured
 	var items []eventlog.Item
-	err := func() error {
-		for _, path := range paths {
-			f, err := capture(path)
-			if err != nil {
-				return fmt.Errorf("measure %s: %w", path, err)
-			}
-			files = append(files, f)
-			items = append(items, eventlog.Item{Name: path, Size: uint64(f.Size), Digest: f.Digest})
-		}
-		return m.record(ctx, kind, items...)
-	}()
-	if err != nil {
-		for _, f := range files {
-			err = errors.Join(err, f.Close())
-		}
-		return nil, err
+	for _, c := range captured {
+		f := c.content
+		files = append(files, f)
+		items = append(items, eventlog.Item{Name: f.Name, Size: uint64(f.Size), Digest: f.Digest})
+	}
+	if err := m.record(ctx, kind, items...); err != nil {
+		return nil, closeAll(err, captured)
 	}
 	return files, nil
+}
+
+// closeAll adds to err what closing fails with.
+func closeAll(err error, captured []*Captured) error {
+	for _, c := range captured {
+		err = errors.Join(err, c.Close())
+	}
+	return err
 }
 
 // File returns the content as a sealed memfd, close-on-exec. It belongs to f;

@@ -68,6 +68,46 @@ func TestMeasuredIsSealed(t *testing.T) {
 	}
 }
 
+// What was captured early is measured as it was then, and is given up when it
+// cannot be measured.
+func TestCaptureBeforeMeasure(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "program")
+	if err := os.WriteFile(path, []byte("captured"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c, err := Capture(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte("replaced"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	m := unanchored(t)
+	files, err := m.Measure(t.Context(), KindProgram, c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer files[0].Close()
+	content, err := files[0].Read()
+	if err != nil || string(content) != "captured" || files[0].Digest != sha256.Sum256([]byte("captured")) || files[0].Name != path {
+		t.Errorf("got %q of %s, digest %x, %v", content, files[0].Name, files[0].Digest, err)
+	}
+	c, err = Capture(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if files, err := m.Measure(t.Context(), "no such kind", c); err == nil || files != nil {
+		t.Errorf("measured as a kind that is not there: %v, %v", files, err)
+	}
+	if err := c.Close(); err == nil {
+		t.Error("what could not be measured is still open")
+	}
+	if c, err := Capture(filepath.Dir(path)); !errors.Is(err, ErrFile) || c != nil {
+		t.Errorf("captured a folder: %v", err)
+	}
+}
+
 func second[T any](_ T, err error) error { return err }
 
 // A measured program runs from its descriptor, with more inherited files than

@@ -36,7 +36,7 @@ func TestCrashBeforeExtend(t *testing.T) {
 	if err := m.Bytes(t.Context(), KindConfig, "config", nil); err != nil {
 		t.Fatal(err)
 	}
-	e, err := eventlog.Measurement{Kind: string(KindPolicy), Items: []eventlog.Item{{Name: "policy"}}}.Event(14, f.tpm.Banks()...)
+	e, err := eventlog.Measurement{Kind: string(KindLifecycle), Items: []eventlog.Item{{Name: "lifecycle"}}}.Event(14, f.tpm.Banks()...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -90,7 +90,7 @@ func TestPartedLogIsRefused(t *testing.T) {
 		"last event removed":   func(t *testing.T, f *fixture) { cutEvents(t, f.path, 1) },
 		"two events to extend": func(t *testing.T, f *fixture) { f.emu.Reset(); f.openTPM() },
 		"extended by others": func(t *testing.T, f *fixture) {
-			if err := f.tpm.Extend(t.Context(), 15, eventlog.DigestsOf(nil, f.tpm.Banks()...)...); err != nil {
+			if err := f.tpm.Extend(t.Context(), 14, eventlog.DigestsOf(nil, f.tpm.Banks()...)...); err != nil {
 				t.Fatal(err)
 			}
 		},
@@ -141,7 +141,7 @@ func TestFirmwareLogBefore(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := m.Bytes(t.Context(), KindPolicy, "policy", nil); err != nil {
+	if err := m.Bytes(t.Context(), KindConfig, "config", nil); err != nil {
 		t.Error(err)
 	}
 	if err := m.Close(); err != nil {

@@ -18,15 +18,11 @@ const (
 	KindProgram Kind = "program"
 	// KindModule is a kernel module, or the list of all that are loaded.
 	KindModule Kind = "module"
-	// KindConfig is the card's configuration.
+	// KindConfig is the card's configuration: one file, with the keyring and the
+	// policy in it, measured as a whole.
 	KindConfig Kind = "config"
-	// KindPolicy is the keyring and the policy: who may do what.
-	KindPolicy Kind = "policy"
 	// KindLifecycle is the lifecycle state in which the card starts.
 	KindLifecycle Kind = "lifecycle"
-	// KindPrivileged is the use of a power that policy grants only to be told
-	// of: forensic capture, debug access, a change of lifecycle.
-	KindPrivileged Kind = "privileged"
 )
 
 // ErrUnknownKind: the table has no row for the kind.
@@ -62,9 +58,10 @@ type Row struct {
 // change. PCRs 16 and 23 can be reset by any software, 17 to 22 belong to a
 // dynamic launch: none of them can hold a record.
 //
-// What differs from card to card, and what happens while a card runs, is kept
-// apart from what the image alone decides, so that the value of PCR 8 can be
-// predicted from the image and secrets be sealed to 8 and 14.
+// What differs from card to card is kept apart from what the image alone
+// decides, so that the value of PCR 8 can be predicted from the image and
+// secrets be sealed to 8 and 14. Nothing goes to 15: it is kept free for what
+// happens while a card runs, to which nothing may be sealed.
 func Table() []Row {
 	return []Row{
 		{
@@ -75,15 +72,9 @@ func Table() []Row {
 		},
 		{
 			PCR:   14,
-			Kinds: []Kind{KindConfig, KindPolicy, KindLifecycle},
-			Holds: "what the card is told to be, and whom it obeys",
+			Kinds: []Kind{KindConfig, KindLifecycle},
+			Holds: "what the card is told to be, and whom it obeys: keyring and policy are part of its configuration",
 			Why:   "changes with configuration while the code stays; shim's, which cards do not have",
-		},
-		{
-			PCR:   15,
-			Kinds: []Kind{KindPrivileged},
-			Holds: "privileged use since the card started",
-			Why:   "moves at run time, so nothing may be sealed to it; zero proves that there was none; systemd's, which cards do not have",
 		},
 	}
 }

@@ -72,8 +72,11 @@ func ParseCardConfig(text []byte) (*CardConfig, error) {
 	return &c, nil
 }
 
-// Validate checks the configuration; a key or role that could never work is an
-// error, because it would lock somebody out unnoticed.
+// Validate checks the form of each field, and that keys have their own names and
+// roles that the policy has: a key that could never work would lock somebody out
+// unnoticed. It does not see all of these: whether a key is of the algorithm that
+// is said of it, the mailbox finds when it takes the keyring; whether a role
+// names any op, and one that this card has, nothing checks.
 func (c *CardConfig) Validate() error {
 	if c.Version != 1 {
 		return fmt.Errorf("version: %d is not 1", c.Version)

@@ -41,13 +41,20 @@ type QueueStats struct {
 	Errors     uint64 `json:"errors"`
 }
 
-// DeviceStatus is one virtio device of an instance.
+// DeviceStatus is one virtio device of an instance. Its phases:
+//
+//	pending    no front end is connected
+//	starting   a front end has opened it and no queue runs: no driver in the guest yet
+//	ready      at least one queue runs
+//	failed     guest or front end broke its protocol, or none can be accepted
+//	stopping   being removed: what is in flight is completed
+//	stopped    removed
 type DeviceStatus struct {
-	Name      string       `json:"name"` // the volume's
-	Kind      string       `json:"kind"` // "virtio-blk"
-	Capacity  Bytes        `json:"capacity"`
-	Condition              // ready: a front end has it running; stopped with the reason otherwise
-	Queues    []QueueStats `json:"queues,omitempty"`
+	Name     string `json:"name"` // the volume's
+	Kind     string `json:"kind"` // "virtio-blk"
+	Capacity Bytes  `json:"capacity"`
+	Condition
+	Queues []QueueStats `json:"queues,omitempty"`
 }
 
 // InstanceStatus is what the card reports of one instance.

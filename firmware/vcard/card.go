@@ -32,6 +32,8 @@ type Card struct {
 	noise   *slog.Logger // for lines that a host or guest can trigger
 	started time.Time
 	server  *control.Server
+	reports *bucket // of VMMs by the host, see reportBurst
+	opens   *bucket // of doors by the host's clients, see doorBurst
 
 	// life ends with Run. All goroutines of the card are in wg and end with it.
 	life context.Context
@@ -66,6 +68,7 @@ func New(cfg Config) *Card {
 		cfg: cfg, log: cfg.Log, noise: slog.New(limitLog(cfg.Log.Handler(), cfg.Now)), started: cfg.Now(),
 		devices: map[string]*device{}, starting: map[string]memoryRange{}, vmms: map[string]*vmm{},
 		consoles: map[string]*console{}, doors: map[uint64]*door{},
+		reports: newBucket(cfg.Now, reportBurst, reportsPerSec), opens: newBucket(cfg.Now, doorBurst, doorsPerSec),
 	}
 	c.host.Condition = spec.Condition{Phase: spec.PhasePending, Reason: "no bus attached yet", Since: c.started}
 	c.life, c.end = context.WithCancel(context.Background())
@@ -131,7 +134,7 @@ func (c *Card) Handle(ctx context.Context, req control.Request, files *control.F
 	case *control.StatusRequest:
 		return c.statusPage(r)
 	case *control.Shutdown:
-		return done(c.removeAll(ctx))
+		return done(c.shutdown(ctx))
 	}
 	return nil, fmt.Errorf("%T: %w", req, control.ErrInvalid)
 }
@@ -230,7 +233,7 @@ func (c *Card) attachBus(req *control.AttachBus, stream, file *os.File) error {
 	c.wg.Go(func() {
 		cfg := bus.Config{
 			Role: bus.Card, Build: c.cfg.Build, PoolSize: uint64(req.WindowBase + req.WindowSize),
-			Log: c.noise, MaxChannels: maxChannels,
+			Log: c.noise,
 		}
 		_ = bus.Run(c.life, cfg, dial, c.serveHost) // ends with life; each session's end is logged and in HostStatus
 		_ = stop()

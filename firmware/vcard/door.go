@@ -23,7 +23,7 @@ func (c *Card) acceptDoor(o *bus.Offer) {
 		return
 	}
 	c.mu.Lock()
-	if len(c.doors) >= control.MaxDoors {
+	if _, ok := c.opens.take(1); !ok || len(c.doors) >= control.MaxDoors {
 		c.mu.Unlock()
 		o.Refuse("too many clients")
 		return

@@ -16,12 +16,20 @@ import (
 	"github.com/davit-dpu/davit/firmware/spec"
 )
 
-// maxChannels bounds what a host can make the card hold: each channel may
-// buffer bus.CreditBytes.
-const maxChannels = 1024
-
 // listTimeout bounds a new host's answer to what runs there.
 const listTimeout = 30 * time.Second
+
+// What a host may say of VMMs, and how many doors its clients may open: every
+// name it makes up is one more event for the controller, which is cut off when
+// too many wait for it. The limits are the card's, not each session's: a host
+// begins sessions as it likes.
+const (
+	reportBurst, reportsPerSec = 4 * control.MaxVMMs, 64
+	doorBurst, doorsPerSec     = 4 * control.MaxDoors, 64
+)
+
+// errReports ends the session of a host that says too much of its VMMs.
+var errReports = fmt.Errorf("%w: more than %d VMM reports a second", bus.ErrProtocol, reportsPerSec)
 
 // link is one bus session.
 type link struct {
@@ -57,7 +65,13 @@ func (l *link) awaitEnd() error {
 func (c *Card) serveHost(ctx context.Context, s *bus.Session) error {
 	tasks, tctx := errgroup.WithContext(ctx)
 	l := &link{session: s, ctx: tctx, tasks: tasks}
-	l.orders = bus.NewOrders(s, func(st spec.VMMStatus) { c.report(l, st) })
+	l.orders = bus.NewOrders(s, func(st spec.VMMStatus) {
+		if _, ok := c.reports.take(1); !ok {
+			tasks.Go(func() error { return errReports })
+			return
+		}
+		c.report(l, st)
+	})
 	tasks.Go(l.awaitEnd)
 	tasks.Go(func() error { return l.orders.Run(tctx) })
 	tasks.Go(func() error { return c.accept(l) })
@@ -85,6 +99,9 @@ func (c *Card) adopt(l *link) error {
 	list, err := l.orders.List(ctx)
 	if err != nil {
 		return err
+	}
+	if _, ok := c.reports.take(len(list)); !ok {
+		return errReports
 	}
 	c.reconcile(l, list)
 	p := l.session.Peer()

@@ -220,6 +220,58 @@ func TestHostReportsNonsense(t *testing.T) {
 	}
 }
 
+// TestHostInventsVMMs: a host that makes up exits without end, while the
+// controller handles no event, loses its session; the controller keeps its own.
+func TestHostInventsVMMs(t *testing.T) {
+	t.Parallel()
+	path, _, _ := startCard(t)
+	r := vcardtest.NewRig(t)
+	stalled := make(chan struct{})
+	defer close(stalled)
+	c := r.Connect(path, func(control.Event) { <-stalled })
+	for i := range 6000 { // more subjects than the controller's queue holds
+		r.Host.Report(spec.VMMStatus{Instance: fmt.Sprintf("ghost%d", i), Generation: gen2, State: spec.VMMExited})
+	}
+	st := r.Until(c, "the host is back", func(st *control.Status) bool {
+		return st.Host.Alerts > 0 && st.Host.Sessions > 1 && st.Host.Phase == spec.PhaseReady
+	})
+	if len(st.VMMs) > control.MaxVMMs || c.Err() != nil {
+		t.Errorf("%d VMMs are stored, controller: %v", len(st.VMMs), c.Err())
+	}
+}
+
+// TestClientsOpenDoors: doors that come and go are limited too, and do not cost
+// the host its session.
+func TestClientsOpenDoors(t *testing.T) {
+	t.Parallel()
+	path, _, _ := startCard(t)
+	r := vcardtest.NewRig(t)
+	c := r.Connect(path, nil)
+	s, err := r.Host.Session(r.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	refused := 0
+	for range 2 * doorBurst {
+		ch, err := s.Open(r.Context(), bus.Open{Kind: bus.KindDoor})
+		if err != nil {
+			refused++
+			continue
+		}
+		_ = ch.Close()
+		st, err := c.Status(r.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, id := range st.Doors {
+			_ = c.Door(r.Context(), id).Close()
+		}
+	}
+	if st, err := c.Status(r.Context()); err != nil || st.Host.Sessions != 1 || refused < doorBurst/2 {
+		t.Errorf("%d of %d doors are refused, status %+v, %v", refused, 2*doorBurst, st, err)
+	}
+}
+
 // TestHostileQMP: what is no QMP costs that connection.
 func TestHostileQMP(t *testing.T) {
 	t.Parallel()

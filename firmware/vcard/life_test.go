@@ -3,11 +3,13 @@
 package vcard
 
 import (
+	"context"
 	"errors"
 	"io"
 	"os"
 	"runtime/debug"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -99,6 +101,39 @@ func TestShutdownEndsTheCard(t *testing.T) {
 	}
 	if err := unix.Flock(int(r.Reopen(vol).Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		t.Errorf("the volume is still locked: %v", err)
+	}
+}
+
+// TestShutdownThatFails: the card goes on and takes devices again.
+func TestShutdownThatFails(t *testing.T) {
+	t.Parallel()
+	card, path, _, _ := runCard(t)
+	r := vcardtest.NewRig(t)
+	c := r.Connect(path, nil)
+	addRoot(t, r, c, r.Volume(1<<20))
+	card.mu.Lock()
+	d := card.devices["web/root"]
+	card.mu.Unlock()
+	d.turn <- struct{}{} // as if a request hung
+	complete := sync.OnceFunc(func() { <-d.turn })
+	t.Cleanup(complete)
+	ctx, cancel := context.WithTimeout(r.Context(), 50*time.Millisecond)
+	defer cancel()
+	if err := c.Shutdown(ctx); err == nil {
+		t.Fatal("shut down with a request in flight")
+	}
+	r.Until(c, "it has given up", func(*control.Status) bool {
+		card.mu.Lock()
+		defer card.mu.Unlock()
+		return !card.closing
+	})
+	complete()
+	if err := c.RemoveDevice(r.Context(), "web", "root"); err != nil {
+		t.Fatal(err)
+	}
+	addRoot(t, r, c, r.Volume(1<<20))
+	if err := c.Shutdown(r.Context()); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -12,8 +12,8 @@ import (
 // A source of lines that others control may write a burst, then one line in
 // every interval.
 const (
-	logBurst    = 20
-	logInterval = time.Second
+	logBurst  = 20
+	logPerSec = 1
 )
 
 // limiter is a slog.Handler that drops lines over its rate and says how many
@@ -25,7 +25,7 @@ type limiter struct {
 
 // limitLog puts a rate limit of its own before next.
 func limitLog(next slog.Handler, now func() time.Time) slog.Handler {
-	return &limiter{next: next, bucket: &bucket{now: now, tokens: logBurst, last: now()}}
+	return &limiter{next: next, bucket: newBucket(now, logBurst, logPerSec)}
 }
 
 // Enabled implements slog.Handler.
@@ -35,7 +35,7 @@ func (l *limiter) Enabled(ctx context.Context, level slog.Level) bool {
 
 // Handle implements slog.Handler.
 func (l *limiter) Handle(ctx context.Context, r slog.Record) error {
-	dropped, ok := l.bucket.take()
+	dropped, ok := l.bucket.take(1)
 	if !ok {
 		return nil
 	}
@@ -56,8 +56,11 @@ func (l *limiter) WithGroup(name string) slog.Handler {
 	return &limiter{next: l.next.WithGroup(name), bucket: l.bucket}
 }
 
+// bucket lets a burst of something pass, then so much a second.
 type bucket struct {
-	now func() time.Time
+	now    func() time.Time
+	burst  float64
+	perSec float64
 
 	mu      sync.Mutex
 	tokens  float64   // guarded by mu
@@ -65,18 +68,23 @@ type bucket struct {
 	dropped uint64    // guarded by mu
 }
 
-// take says whether a line may pass, and how many did not since the last one.
-func (b *bucket) take() (dropped uint64, ok bool) {
+func newBucket(now func() time.Time, burst, perSec float64) *bucket {
+	return &bucket{now: now, burst: burst, perSec: perSec, tokens: burst, last: now()}
+}
+
+// take says whether n more may pass, all or nothing, and how often that was
+// refused since the last time.
+func (b *bucket) take(n int) (dropped uint64, ok bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	now := b.now()
-	b.tokens = min(logBurst, b.tokens+float64(now.Sub(b.last))/float64(logInterval))
+	b.tokens = min(b.burst, b.tokens+now.Sub(b.last).Seconds()*b.perSec)
 	b.last = now
-	if b.tokens < 1 {
+	if b.tokens < float64(n) {
 		b.dropped++
 		return 0, false
 	}
-	b.tokens--
+	b.tokens -= float64(n)
 	dropped, b.dropped = b.dropped, 0
 	return dropped, true
 }

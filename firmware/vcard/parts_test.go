@@ -148,7 +148,7 @@ func TestLogLimit(t *testing.T) {
 	if got := strings.Count(out.String(), "\n"); got != logBurst {
 		t.Errorf("%d lines passed at once, want %d", got, logBurst)
 	}
-	now = now.Add(logInterval)
+	now = now.Add(time.Second / logPerSec)
 	out.Reset()
 	log.Info("later")
 	log.Info("later")

@@ -54,6 +54,18 @@ func (c *Card) remove(ctx context.Context, d *device) error {
 	return nil
 }
 
+// shutdown removes every device. When that fails the card goes on, without those
+// devices that could be removed, and takes new ones again.
+func (c *Card) shutdown(ctx context.Context) error {
+	err := c.removeAll(ctx)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err != nil && c.life.Err() == nil {
+		c.closing = false
+	}
+	return err
+}
+
 // removeAll removes every device and lets no new ones in.
 func (c *Card) removeAll(ctx context.Context) error {
 	c.mu.Lock()

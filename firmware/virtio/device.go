@@ -49,8 +49,9 @@ type Device interface {
 	// anything but a field that the driver may write, and then changes nothing.
 	WriteConfig(p []byte, off uint32) error
 	// Serve processes one queue until ctx is done, then completes what it
-	// has taken and returns nil: when Serve returns, no access to guest
-	// memory on behalf of this queue is under way. An error, normally a
+	// has taken, or leaves it to whoever serves the queue next, and returns
+	// nil: when Serve returns, no access to guest memory on behalf of this
+	// queue is under way. An error, normally a
 	// *virtq.ProtocolError, means that the driver broke the protocol: the
 	// transport stops the whole device.
 	Serve(ctx context.Context, q Queue) error

@@ -26,6 +26,10 @@
 // davitd runs from the sealed copy that was measured (firmware/measure), also
 // when it is started again.
 //
+// Copying and hashing takes longer than all else of measuring. It is done beside
+// the loading of modules; a row that measures a file takes what was read then,
+// logs it and extends the TPM, in the order of the table.
+//
 // # Consoles
 //
 // Which consoles exist depends on the number of console= arguments: lines go to
@@ -42,7 +46,8 @@
 //
 // When there is one it is armed from its row on. It is pinged between rows, and
 // by the loop that supervises: a loop that hangs, or davitd given up for good,
-// ends in a reset. It is disarmed on a clean stop.
+// ends in a reset. A clean stop pings it for a bounded time in each stage, so that
+// a slow unmount is not reset and one that hangs is, and then disarms it.
 //
 // # Words on the kernel command line
 //

@@ -12,7 +12,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/davit-dpu/davit/board"
@@ -96,6 +95,7 @@ type machine struct {
 	modules  []string
 	watchdog *watchdog
 	tpm      *tpm.TPM
+	captures captures          // files that were read ahead of being measured
 	meter    *measure.Measurer // nil before tpm and after the log was handed over
 	agent    *measure.Measured // davitd as it was measured; nil if it was not
 
@@ -176,14 +176,28 @@ func stepConsole(_ context.Context, m *machine) (string, error) {
 }
 
 func stepLoopback(_ context.Context, _ *machine) (string, error) {
-	lo, err := netlink.LinkByName("lo")
-	if err != nil {
-		return "", fmt.Errorf("find lo: %w", err)
-	}
-	if err := netlink.LinkSetUp(lo); err != nil {
+	if err := setUp("lo"); err != nil {
 		return "", fmt.Errorf("set lo up: %w", err)
 	}
 	return "lo is up", nil
+}
+
+// setUp sets an interface up, netdevice(7).
+func setUp(name string) error {
+	ifr, err := unix.NewIfreq(name)
+	if err != nil {
+		return err
+	}
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if err := unix.IoctlIfreq(fd, unix.SIOCGIFFLAGS, ifr); err != nil {
+		return err
+	}
+	ifr.SetUint16(ifr.Uint16() | unix.IFF_UP)
+	return unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, ifr)
 }
 
 func stepControl(ctx context.Context, m *machine) (string, error) {

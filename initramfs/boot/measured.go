@@ -93,8 +93,12 @@ func stepMeasureLifecycle(ctx context.Context, m *machine) (string, error) {
 
 func stepMeasureInit(ctx context.Context, m *machine) (string, error) {
 	// What runs must be what is named, or the log would vouch for another file.
-	if self, err := os.Readlink("/proc/self/exe"); err != nil || self != m.cfg.Self {
-		return "", fmt.Errorf("this program is %q, not %s: %w", self, m.cfg.Self, err)
+	self, err := os.Readlink("/proc/self/exe")
+	if err != nil {
+		return "", fmt.Errorf("find this program: %w", err)
+	}
+	if self != m.cfg.Self {
+		return "", fmt.Errorf("this program is %q, not %s", self, m.cfg.Self)
 	}
 	return m.measureAndClose(ctx, measure.KindInit, m.cfg.Self)
 }
@@ -111,13 +115,13 @@ func stepMeasureAgent(ctx context.Context, m *machine) (string, error) {
 	if m.meter == nil {
 		return "", measure.ErrNoTPM
 	}
-	f, err := m.meter.File(ctx, measure.KindProgram, m.cfg.Agent)
+	files, err := m.files(ctx, measure.KindProgram, m.cfg.Agent)
 	if err != nil {
 		return "", err
 	}
-	m.agent = f
-	m.note(measure.KindProgram, f)
-	return m.measured(measure.KindProgram, f.Name+" "+digest(f))
+	m.agent = files[0]
+	m.note(measure.KindProgram, m.agent)
+	return m.measured(measure.KindProgram, m.agent.Name+" "+digest(m.agent))
 }
 
 func stepMeasureVcard(ctx context.Context, m *machine) (string, error) {
@@ -134,7 +138,7 @@ func stepCloseLog(_ context.Context, m *machine) (string, error) {
 	if m.meter == nil {
 		return "", measure.ErrNoTPM
 	}
-	err := m.meter.Close()
+	err := errors.Join(m.captures.drop(), m.meter.Close())
 	m.meter = nil
 	if m.tpm != nil {
 		err = errors.Join(err, m.tpm.Close())
@@ -152,7 +156,7 @@ func (m *machine) measureAndClose(ctx context.Context, kind measure.Kind, paths 
 	if m.meter == nil {
 		return "", measure.ErrNoTPM
 	}
-	files, err := m.meter.Files(ctx, kind, paths...)
+	files, err := m.files(ctx, kind, paths...)
 	if err != nil {
 		return "", err
 	}
@@ -167,6 +171,15 @@ func (m *machine) measureAndClose(ctx context.Context, kind measure.Kind, paths 
 		what = fmt.Sprintf("%s and %d modules", files[0].Name, len(files)-1)
 	}
 	return m.measured(kind, what)
+}
+
+// files measures files with one event, as they were when they were read.
+func (m *machine) files(ctx context.Context, kind measure.Kind, paths ...string) ([]*measure.Measured, error) {
+	read, err := m.captures.takeAll(paths)
+	if err != nil {
+		return nil, err
+	}
+	return m.meter.Measure(ctx, kind, read...)
 }
 
 // measured says where a measurement went; one that no TPM holds is not "ok".

@@ -72,8 +72,8 @@ func (m *machine) live(table []step) initctl.Word {
 	return m.keep(ctx, sig)
 }
 
-// keep supervises until somebody asks for the end. It is the only place that
-// pings the watchdog: when it hangs, the card is reset.
+// keep supervises until somebody asks for the end. While the card runs it is the
+// only place that pings the watchdog: when it hangs, the card is reset.
 func (m *machine) keep(ctx context.Context, sig <-chan os.Signal) initctl.Word {
 	ticks, stop := m.watchdog.ticks()
 	defer stop()
@@ -155,12 +155,13 @@ func (m *machine) holdBeforePowerOff(reason error) initctl.Word {
 // shutDown stops everything in order and ends the machine.
 func (m *machine) shutDown(w initctl.Word) {
 	m.state.Store(initctl.Stopping)
-	m.ping()
-	m.stopAgent()
-	m.stopRest()
-	if err := unmountData(m.cfg.StateDir); err != nil {
-		m.term.line("%v", err)
-	}
+	m.during(m.cfg.Grace+stopMargin, m.stopAgent)
+	m.during(m.cfg.Grace+stopMargin, m.stopRest)
+	m.during(unmountWithin, func() {
+		if err := unmountData(m.cfg.StateDir); err != nil {
+			m.term.line("%v", err)
+		}
+	})
 	if n := m.term.consoles.dropped(); n > 0 {
 		m.term.line("%d console lines were lost", n)
 	}
@@ -170,6 +171,42 @@ func (m *machine) shutDown(w initctl.Word) {
 		m.term.critical("%v", err)
 	}
 	m.end(w)
+}
+
+// Bounds of the stages of the end: from then on they count as hung.
+const (
+	stopMargin    = 10 * time.Second // beyond what a stage that stops processes allows them
+	unmountWithin = 3 * time.Minute  // writing back all that is dirty, to a slow medium
+)
+
+// during runs one stage of the end and pings the watchdog meanwhile, but no
+// longer than within: a slow stage must not be reset in the middle of an
+// unmount, and one that hangs must be.
+func (m *machine) during(within time.Duration, stage func()) {
+	m.ping()
+	over, fed := time.NewTimer(within), make(chan struct{})
+	done := make(chan struct{})
+	guard("watchdog", &m.term, func() {
+		defer close(fed)
+		ticks, stop := m.watchdog.ticks()
+		defer stop()
+		for {
+			select {
+			case <-ticks:
+				m.ping()
+			case <-over.C:
+				return
+			case <-done:
+				return
+			}
+		}
+	})
+	defer func() {
+		over.Stop()
+		close(done)
+		<-fed // a ping after the magic character would take that back
+	}()
+	stage()
 }
 
 func (m *machine) stopAgent() {

@@ -7,8 +7,10 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/davit-dpu/davit/firmware/measure"
@@ -167,7 +169,7 @@ func TestProductionNeverStartsWhatWasNotMeasured(t *testing.T) {
 func TestMeasureInitRefusesAnotherProgram(t *testing.T) {
 	t.Parallel()
 	m := testMachine(t, spec.Production)
-	if _, err := stepMeasureInit(t.Context(), m); err == nil || !strings.Contains(err.Error(), "not /init") {
+	if _, err := stepMeasureInit(t.Context(), m); err == nil || !strings.HasSuffix(err.Error(), ", not /init") {
 		t.Errorf("error %v", err)
 	}
 }
@@ -224,6 +226,60 @@ func TestWatchdog(t *testing.T) {
 	}
 	if err := m.watchdog.ping(); err == nil {
 		t.Error("pinged a closed watchdog")
+	}
+}
+
+// stall is a stage that takes d while time is the bubble's.
+func stall(d time.Duration) func() { return func() { time.Sleep(d) } }
+
+// A stage of the end that is slow keeps its watchdog fed, and one that hangs is
+// reset.
+func TestWatchdogDuringShutdown(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		takes time.Duration
+		pings int
+	}{
+		"at once": {0, 1},
+		"slow":    {25 * time.Second, 3}, // before it, and after 10 and 20 s
+		"hangs":   {time.Hour, 6},        // the last one before a minute was over
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			m := testMachine(t, spec.Production)
+			f, err := os.Create(m.cfg.Watchdog)
+			check(t, err)
+			defer f.Close()
+			synctest.Test(t, func(t *testing.T) {
+				m.watchdog = &watchdog{f: f, every: 10 * time.Second}
+				m.during(time.Minute-time.Second, stall(c.takes))
+			})
+			if got, err := os.ReadFile(m.cfg.Watchdog); err != nil || len(got) != c.pings {
+				t.Errorf("%d pings in %v, want %d (%v)", len(got), c.takes, c.pings, err)
+			}
+		})
+	}
+	m := testMachine(t, spec.Production)
+	ran := false
+	m.during(time.Minute, func() { ran = true }) // without a watchdog
+	if !ran {
+		t.Error("the stage was left out")
+	}
+}
+
+// What guests can fill has a place of its own with a bound, made after the
+// file system that it lies in.
+func TestMemoryVolumesAreMountedApart(t *testing.T) {
+	t.Parallel()
+	at := func(target string) int {
+		return slices.IndexFunc(mounts, func(m mount) bool { return m.target == target })
+	}
+	i := at("/run/davit/volumes")
+	if i < 0 || i < at("/run") {
+		t.Fatalf("row %d, and /run is row %d", i, at("/run"))
+	}
+	if m := mounts[i]; m.fstype != "tmpfs" || m.flags&quiet != quiet || !strings.Contains(m.data, "size=") || !strings.Contains(m.data, "mode=0700") {
+		t.Errorf("mounted as %+v", m)
 	}
 }
 

@@ -29,6 +29,7 @@ const (
 // steps is the boot, from top to bottom.
 var steps = []step{
 	{"mounts", required, stepMounts},
+	{"read ahead", optional, stepCapture},
 	{"lifecycle", required, stepLifecycle},
 	{"board", optional, stepBoard},
 	{"console", optional, stepConsole},

@@ -102,12 +102,17 @@ func (o *Options) compress(c *cache, plain []byte) ([]byte, error) {
 	return out, c.put(key, out)
 }
 
+// window is how far back, in bytes, a match may lie. Programs of one language
+// have much in common, so it spans them all; the kernel allocates as much for a
+// moment, and takes up to 128 MiB.
+const window = 32 << 20
+
 // compress is deterministic: one worker, and everything that matters is named.
 func compress(plain []byte) ([]byte, error) {
 	enc, err := zstd.NewWriter(nil,
 		zstd.WithEncoderConcurrency(1),
 		zstd.WithEncoderLevel(zstd.SpeedBestCompression),
-		zstd.WithWindowSize(8<<20), // what a kernel accepts, and what it must allocate
+		zstd.WithWindowSize(window),
 		zstd.WithEncoderCRC(true))
 	if err != nil {
 		return nil, err

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/davit-dpu/davit/firmware/spec"
 	"github.com/davit-dpu/davit/initramfs/kernel"
 	"github.com/davit-dpu/davit/secureboot/uki"
 )
@@ -233,6 +234,9 @@ func TestBuildRefuses(t *testing.T) {
 		{"arch", func(o *Options) { o.Arch = "riscv64" }, ErrOptions},
 		{"board", func(o *Options) { o.Board = "a\nb" }, ErrOptions},
 		{"version", func(o *Options) { o.Version = `1"` }, ErrOptions},
+		{"lifecycle", func(o *Options) { o.Lifecycle = "testing" }, ErrOptions},
+		{"shell by default", func(o *Options) { o.Development = true }, ErrOptions},
+		{"shell in production", func(o *Options) { o.Lifecycle, o.Development = spec.Production, true }, ErrOptions},
 		{"no kernel", func(o *Options) { o.Kernel = nil }, ErrOptions},
 		{"no configuration", func(o *Options) { o.Config = nil }, ErrOptions},
 		{"absolute path", func(o *Options) { o.Commands[0].Path = "/init" }, ErrOptions},
@@ -257,6 +261,24 @@ func TestBuildRefusesCollision(t *testing.T) {
 	o.Commands[1].Path = "etc/davit/config.yaml"
 	if img, err := Build(t.Context(), o); img != nil || err == nil || !strings.Contains(err.Error(), "there twice") {
 		t.Errorf("got %v, error %v", img, err)
+	}
+}
+
+// The release file says what the card will be, with a rescue shell or without.
+func TestReleaseSaysTheLifecycle(t *testing.T) {
+	t.Parallel()
+	for given, want := range map[spec.Lifecycle]string{
+		"": "production", spec.Production: "production", spec.Development: "development", spec.RMA: "rma",
+	} {
+		o := testOptions(t)
+		o.Lifecycle = given
+		if err := o.complete(); err != nil {
+			t.Fatal(err)
+		}
+		got := string(o.release())
+		if !strings.Contains(got, "DAVIT_LIFECYCLE="+want+"\n") || !strings.Contains(got, "(qemuvirt, "+want+")") {
+			t.Errorf("lifecycle %q: release file %q", given, got)
+		}
 	}
 }
 

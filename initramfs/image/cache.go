@@ -20,7 +20,7 @@ import (
 
 // generation is part of every key; a change of how things are made that keys do
 // not show must change it.
-const generation = "1"
+const generation = "2"
 
 // keep is how many entries of each kind stay in the cache.
 const keep = 8

@@ -11,6 +11,7 @@ import (
 	"regexp"
 	"strings"
 
+	"github.com/davit-dpu/davit/firmware/spec"
 	"github.com/davit-dpu/davit/initramfs/kernel"
 )
 
@@ -51,8 +52,10 @@ type Options struct {
 	Config []byte
 	// Cmdline is the kernel's command line.
 	Cmdline string
-	// Development adds the rescue shell, and says so in the release file. The
-	// zero value is production.
+	// Lifecycle is written into the release file, and must be that of Config and
+	// Cmdline. Empty: production.
+	Lifecycle spec.Lifecycle
+	// Development adds the rescue shell, in lifecycle development only.
 	Development bool
 	// CacheDir keeps what is costly to make: linked programs, the shell, the
 	// compressed archive. It may be shared by builds that run at the same time.
@@ -82,6 +85,9 @@ func (o *Options) complete() error {
 	case len(o.Config) == 0:
 		return fmt.Errorf("%w: no configuration", ErrOptions)
 	}
+	if err := o.completeLifecycle(); err != nil {
+		return err
+	}
 	source, err := filepath.Abs(o.Source)
 	if err != nil {
 		return fmt.Errorf("%w: source folder: %w", ErrOptions, err)
@@ -97,6 +103,20 @@ func (o *Options) complete() error {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	return checkCommands(o.Commands)
+}
+
+func (o *Options) completeLifecycle() error {
+	switch o.Lifecycle {
+	case "":
+		o.Lifecycle = spec.Production
+	case spec.Development, spec.Production, spec.RMA:
+	default:
+		return fmt.Errorf("%w: lifecycle %q", ErrOptions, o.Lifecycle)
+	}
+	if o.Development && o.Lifecycle != spec.Development {
+		return fmt.Errorf("%w: a rescue shell in lifecycle %s", ErrOptions, o.Lifecycle)
+	}
+	return nil
 }
 
 func checkCommands(list []Command) error {
@@ -116,13 +136,9 @@ func checkCommands(list []Command) error {
 
 // release is the text of /etc/os-release, os-release(5).
 func (o *Options) release() []byte {
-	lifecycle := "production"
-	if o.Development {
-		lifecycle = "development"
-	}
 	var b strings.Builder
 	fmt.Fprintf(&b, "ID=davit\nNAME=\"Davit\"\nVERSION_ID=%s\n", o.Version)
-	fmt.Fprintf(&b, "PRETTY_NAME=\"Davit %s (%s, %s)\"\n", o.Version, o.Board, lifecycle)
-	fmt.Fprintf(&b, "DAVIT_BOARD=%s\nDAVIT_LIFECYCLE=%s\n", o.Board, lifecycle)
+	fmt.Fprintf(&b, "PRETTY_NAME=\"Davit %s (%s, %s)\"\n", o.Version, o.Board, o.Lifecycle)
+	fmt.Fprintf(&b, "DAVIT_BOARD=%s\nDAVIT_LIFECYCLE=%s\n", o.Board, o.Lifecycle)
 	return []byte(b.String())
 }

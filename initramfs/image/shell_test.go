@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strconv"
 	"testing"
+
+	"github.com/davit-dpu/davit/firmware/spec"
 )
 
 // go.mod keeps what the shell needs only if shell_deps.go names its commands.
@@ -46,7 +48,7 @@ func TestBuildDevelopment(t *testing.T) {
 	var images []*Image
 	for range 2 {
 		o := testOptions(t)
-		o.Development = true
+		o.Lifecycle, o.Development = spec.Development, true
 		o.shellCommands = commands
 		images = append(images, mustBuild(t, o))
 	}

@@ -241,7 +241,8 @@ func (h *Host) List() []spec.VMMStatus {
 	return slices.Clone(list)
 }
 
-// adoptAll looks at every directory a predecessor left.
+// adoptAll looks at every directory a predecessor left. One that is in disorder
+// is no reason not to serve the others.
 func (h *Host) adoptAll() error {
 	names, err := h.dir.instances()
 	if err != nil {
@@ -251,31 +252,48 @@ func (h *Host) adoptAll() error {
 	defer h.mu.Unlock()
 	for _, name := range names {
 		v, order, err := adopt(h.dir.vmm(name))
+		if err == nil {
+			err = h.adoptedLocked(v)
+		}
 		switch {
 		case err == nil:
-			h.log.Info("VMM adopted", "instance", name, "generation", order.Generation, "pid", v.proc.pid)
-			delete(h.exited, name) // of an earlier start
-			h.watchLocked(v)
 		case errors.Is(err, errGone):
 			st := spec.VMMStatus{Instance: name, Generation: order.Generation, State: spec.VMMExited,
 				Reason: "exit status unknown: it ended while no hostd ran"}
 			if err := h.dir.bury(st); err != nil {
-				return err
+				h.log.Error("VMM left something behind", "instance", name, "err", err)
 			}
 			h.exited[name] = st
 		case order == nil: // nobody could say what it is, so nothing may go on in it
 			n, kerr := killIn(h.dir.vmm(name))
+			if kerr == nil {
+				kerr = os.RemoveAll(h.dir.vmm(name))
+			}
 			if kerr != nil {
-				return kerr
+				h.log.Error("unfinished VMM directory stays", "instance", name, "reason", err, "err", kerr)
+				continue
 			}
 			h.log.Warn("removed an unfinished VMM directory", "instance", name, "killed", n, "reason", err)
-			if err := os.RemoveAll(h.dir.vmm(name)); err != nil {
-				return err
-			}
-		default:
+		default: // it may run, in memory that would be given to others
 			return fmt.Errorf("adopt VMM of %s: %w", name, err)
 		}
 	}
+	return nil
+}
+
+// adoptedLocked takes over a VMM that was found. errGone says that it has ended
+// meanwhile. Called with mu held.
+func (h *Host) adoptedLocked(v *vmm) error {
+	err := v.recordAgain()
+	if errors.Is(err, errGone) {
+		return err
+	}
+	if err != nil { // the next hostd finds it by the old record, or without
+		h.log.Warn("adopted VMM is not recorded", "instance", v.order.Instance, "err", err)
+	}
+	h.log.Info("VMM adopted", "instance", v.order.Instance, "generation", v.order.Generation, "pid", v.proc.pid)
+	delete(h.exited, v.order.Instance) // of an earlier start
+	h.watchLocked(v)
 	return nil
 }
 

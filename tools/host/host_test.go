@@ -16,6 +16,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/davit-dpu/davit/firmware/bus"
 	"github.com/davit-dpu/davit/firmware/spec"
 )
@@ -39,6 +41,18 @@ func fakeQEMU(args []string) int {
 	case "guest=crash":
 		fmt.Fprintln(os.Stderr, "qemu: first\nqemu: cannot")
 		return 3
+	case "guest=old":
+		fmt.Fprintln(os.Stderr, "qemu: long ago")
+		if err := unix.Futimes(2, []unix.Timeval{{}, {}}); err != nil {
+			return 4
+		}
+		return 3
+	case "guest=fine":
+		fmt.Fprintln(os.Stderr, "qemu: terminating")
+		return 0
+	case "guest=shot":
+		fmt.Fprintln(os.Stderr, "qemu: Failed to connect to 'disk0.sock'")
+		_ = unix.Kill(os.Getpid(), unix.SIGKILL)
 	case "guest=chatty":
 		l, err := net.FileListener(os.NewFile(fdConsole, "console"))
 		if err != nil {
@@ -123,6 +137,60 @@ func TestCrashIsReported(t *testing.T) {
 	}
 	if b, err := os.ReadFile(h.dir.log("crash")); err != nil || !strings.Contains(string(b), "first") {
 		t.Errorf("log %q, %v", b, err)
+	}
+}
+
+// TestLastWords: QEMU's last line is a reason only if it belongs to the exit.
+func TestLastWords(t *testing.T) {
+	t.Parallel()
+	h := openHost(t, testConfig(t))
+	defer h.Close()
+	for i, tt := range []struct{ name, want string }{
+		{"crash", "exit status 3: qemu: cannot"}, {"old", "exit status 3"}, {"fine", "exit status 0"}, {"shot", "signal: killed"},
+	} {
+		if _, err := h.Start(t.Context(), named(tt.name, i%3)); err != nil {
+			t.Fatal(err)
+		}
+		if st := waitExit(t, h, tt.name); st.Reason != tt.want {
+			t.Errorf("%s: reason %q, want %q", tt.name, st.Reason, tt.want)
+		}
+	}
+}
+
+// TestAdoptDespiteDisorder: a directory that cannot be cleaned up, or written
+// to, keeps no VMM from being adopted.
+func TestAdoptDespiteDisorder(t *testing.T) {
+	t.Parallel()
+	cfg := testConfig(t)
+	h := openHost(t, cfg)
+	for i, name := range []string{"a", "b", "c"} {
+		if _, err := h.Start(t.Context(), named(name, i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	gone := h.lookup("a", testGeneration).proc
+	blocked := []string{h.dir.log("a"), filepath.Join(h.dir.vmm("b"), "pid.json.new"), filepath.Join(h.dir.exited("x"), "y")}
+	if err := h.Close(); err != nil {
+		t.Fatal(err)
+	}
+	p, err := holdProcess(gone.pid, func(int) error { return nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(p.kill(), p.wait(), p.pidfd.Close()); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range blocked {
+		if err := os.MkdirAll(path, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cfg.KillOnExit = true
+	h = openHost(t, cfg)
+	defer h.Close()
+	list := h.List()
+	if len(list) != 3 || list[0].State != spec.VMMExited || list[1].State != spec.VMMRunning || list[2].State != spec.VMMRunning {
+		t.Errorf("reported %+v", list)
 	}
 }
 

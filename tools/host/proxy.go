@@ -115,7 +115,7 @@ func (p *proxy) claim(m *vhostuser.Message) (start func(), err error) {
 		return p.claimEvent(m)
 	case vhostuser.GetVringBase:
 		if len(m.Payload) >= 4 { // the ring stops; QEMU may take its eventfd back
-			p.setKick(uint8(binary.LittleEndian.Uint32(m.Payload)), nil)
+			replace(p, p.kicks, uint8(binary.LittleEndian.Uint32(m.Payload)), nil)
 		}
 	}
 	if len(m.FDs) != 0 {
@@ -148,7 +148,7 @@ func (p *proxy) claimEvent(m *vhostuser.Message) (func(), error) {
 		m.FDs = nil
 		return p.claimKick(queue, fd)
 	case m.Request == vhostuser.SetVringKick:
-		p.setKick(queue, nil)
+		replace(p, p.kicks, queue, nil)
 	case want == 1:
 		fd := m.FDs[0]
 		m.FDs = nil
@@ -156,9 +156,9 @@ func (p *proxy) claimEvent(m *vhostuser.Message) (func(), error) {
 		if err != nil {
 			return nil, err
 		}
-		p.setCall(queue, c)
+		replace(p, p.calls, queue, c)
 	default:
-		p.setCall(queue, nil)
+		replace(p, p.calls, queue, nil)
 	}
 	return nil, nil
 }
@@ -169,7 +169,7 @@ func (p *proxy) claimKick(queue uint8, fd int) (func(), error) {
 	if err != nil {
 		return nil, err
 	}
-	p.setKick(queue, k)
+	replace(p, p.kicks, queue, k)
 	return func() {
 		p.wg.Go(func() {
 			for k.Wait() == nil { // an error means that the kick was closed
@@ -179,28 +179,21 @@ func (p *proxy) claimKick(queue uint8, fd int) (func(), error) {
 	}, nil
 }
 
-func (p *proxy) setKick(queue uint8, k vhostuser.Kick) {
+// replace makes n the notifier of a queue, or leaves the queue without one when
+// n is nil, and closes the one before.
+func replace[N interface {
+	comparable
+	io.Closer
+}](p *proxy, all map[uint8]N, queue uint8, n N) {
+	var none N
 	p.mu.Lock()
-	old := p.kicks[queue]
-	delete(p.kicks, queue)
-	if k != nil {
-		p.kicks[queue] = k
+	old := all[queue]
+	delete(all, queue)
+	if n != none {
+		all[queue] = n
 	}
 	p.mu.Unlock()
-	if old != nil {
-		_ = old.Close()
-	}
-}
-
-func (p *proxy) setCall(queue uint8, c vhostuser.Call) {
-	p.mu.Lock()
-	old := p.calls[queue]
-	delete(p.calls, queue)
-	if c != nil {
-		p.calls[queue] = c
-	}
-	p.mu.Unlock()
-	if old != nil {
+	if old != none {
 		_ = old.Close()
 	}
 }
@@ -217,8 +210,8 @@ func (p *proxy) call(queue int) {
 
 func (p *proxy) closeNotifiers() {
 	for q := range bus.MaxQueues {
-		p.setKick(uint8(q), nil)
-		p.setCall(uint8(q), nil)
+		replace(p, p.kicks, uint8(q), nil)
+		replace(p, p.calls, uint8(q), nil)
 	}
 }
 

@@ -127,7 +127,7 @@ func readJSON(path string, v any) error {
 }
 
 // tombstones reads how the last VMM of each instance ended. One that cannot be
-// read is as good as none, and removed.
+// read is as good as none, and removed if it can be.
 func (d *runDir) tombstones() (map[string]spec.VMMStatus, error) {
 	out := map[string]spec.VMMStatus{}
 	entries, err := os.ReadDir(filepath.Join(d.path, "exited"))
@@ -141,9 +141,7 @@ func (d *runDir) tombstones() (map[string]spec.VMMStatus, error) {
 			out[name] = st
 			continue
 		}
-		if err := os.Remove(filepath.Join(d.path, "exited", e.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return nil, err
-		}
+		_ = os.Remove(filepath.Join(d.path, "exited", e.Name())) // what stays is not read again
 	}
 	return out, nil
 }

@@ -173,6 +173,31 @@ func TestFindProcess(t *testing.T) {
 	}
 }
 
+// TestRecordOfTheDead: a VMM that ends while it is adopted is gone, and its
+// descriptor closed.
+func TestRecordOfTheDead(t *testing.T) {
+	t.Parallel()
+	cmd := sleeper(t, t.TempDir())
+	p, err := holdProcess(cmd.Process.Pid, func(int) error { return nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	v := &vmm{dir: filepath.Join(t.TempDir(), "none"), proc: p}
+	if err := v.recordAgain(); err == nil || errors.Is(err, errGone) {
+		t.Errorf("a VMM that runs cannot be recorded: %v", err)
+	}
+	if err := p.kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait()
+	if err := v.recordAgain(); !errors.Is(err, errGone) {
+		t.Errorf("got %v, want errGone", err)
+	}
+	if err := p.pidfd.Close(); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("the pidfd is still open: %v", err)
+	}
+}
+
 func TestCopyOut(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "pool")
@@ -223,11 +248,11 @@ func TestLastLine(t *testing.T) {
 		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if got := lastLine(path); got != want {
+		if got := lastLine(path, time.Time{}); got != want {
 			t.Errorf("%.20q…: %q, want %q", text, got, want)
 		}
 	}
-	if got := lastLine(filepath.Join(dir, "none")); got != "" {
+	if got := lastLine(filepath.Join(dir, "none"), time.Time{}); got != "" {
 		t.Errorf("no file: %q", got)
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	"github.com/davit-dpu/davit/firmware/spec"
 )
@@ -166,7 +167,7 @@ func copyFile(to, from string) error {
 }
 
 // adopt finds the VMM that a predecessor started in dir. errGone says that it
-// has ended; the order is valid then.
+// has ended; the order is valid then. The VMM is not recorded again yet.
 func adopt(dir string) (*vmm, *spec.VMMOrder, error) {
 	var order spec.VMMOrder
 	if err := readJSON(filepath.Join(dir, "order.json"), &order); err != nil {
@@ -179,8 +180,17 @@ func adopt(dir string) (*vmm, *spec.VMMOrder, error) {
 	if err != nil {
 		return nil, &order, err
 	}
-	v := &vmm{order: order, dir: dir, proc: p, done: make(chan struct{})}
-	return v, &order, v.record()
+	return &vmm{order: order, dir: dir, proc: p, done: make(chan struct{})}, &order, nil
+}
+
+// recordAgain is record for an adopted VMM. errGone says that it has ended
+// meanwhile; it is then given up.
+func (v *vmm) recordAgain() error {
+	err := v.record()
+	if err != nil && v.proc.exited() {
+		return errors.Join(errGone, err, v.proc.pidfd.Close())
+	}
+	return err
 }
 
 // await returns how the VMM ended, once it has. An error says that it was not
@@ -189,40 +199,52 @@ func (v *vmm) await() (string, error) {
 	if err := v.proc.wait(); err != nil {
 		return "", err
 	}
+	status, words := v.exitStatus(time.Now())
+	switch {
+	case v.killed.Load():
+		return status + ", on the card's order", nil
+	case words != "":
+		return status + ": " + words, nil
+	}
+	return status, nil
+}
+
+// lastWords is how long before its end a VMM may have said why it ends.
+const lastWords = 5 * time.Second
+
+// exitStatus returns how a VMM that ended just now ended and, if it gave up
+// itself, what it said last.
+func (v *vmm) exitStatus(now time.Time) (status, words string) {
 	if v.child == nil {
-		return v.because("exit status unknown: started by an earlier hostd"), nil
+		return "exit status unknown: started by an earlier hostd", ""
 	}
 	err := v.child.Wait()
 	var exit *exec.ExitError
 	switch {
 	case err == nil:
-		return v.because("exit status 0"), nil
-	case errors.As(err, &exit):
-		return v.because(exit.Error()), nil
+		return "exit status 0", ""
+	case !errors.As(err, &exit):
+		return "exit status unknown: " + err.Error(), ""
+	case exit.Exited(): // else a signal ended it, of which it knew nothing
+		words = lastLine(filepath.Join(v.dir, "log"), now.Add(-lastWords))
 	}
-	return v.because("exit status unknown: " + err.Error()), nil
+	return exit.Error(), words
 }
 
-// because adds the order to kill, or QEMU's last words, to an exit status.
-func (v *vmm) because(status string) string {
-	if v.killed.Load() {
-		return status + ", on the card's order"
-	}
-	if words := lastLine(filepath.Join(v.dir, "log")); words != "" {
-		return status + ": " + words
-	}
-	return status
-}
-
-// lastLine returns the end of a file's last line that is not empty.
-func lastLine(path string) string {
+// lastLine returns the end of a file's last line that is not empty; nothing of a
+// file that was last written to before since.
+func lastLine(path string, since time.Time) string {
 	f, err := os.Open(path)
 	if err != nil {
 		return ""
 	}
 	defer f.Close()
 	const tail = 1024
-	if st, err := f.Stat(); err != nil || st.Size() > tail {
+	st, err := f.Stat()
+	if err != nil || st.ModTime().Before(since) {
+		return ""
+	}
+	if st.Size() > tail {
 		if _, err := f.Seek(-tail, io.SeekEnd); err != nil {
 			return ""
 		}

@@ -102,7 +102,7 @@ func BuildImage(ctx context.Context, o ImageOptions) (*BuiltImage, error) {
 	built, err := image.Build(ctx, image.Options{
 		Source: o.Source, Arch: b.Arch, Board: b.Name, Version: spec.Version, Kernel: k, Modules: b.Modules, Config: text,
 		Cmdline:  strings.Join(append([]string{b.Cmdline, "davit.board=" + b.Name, "davit.lifecycle=" + string(o.Lifecycle)}, o.Cmdline...), " "),
-		Commands: o.Commands, Development: o.Lifecycle == spec.Development && o.Commands == nil, CacheDir: o.Cache, Log: o.Log,
+		Commands: o.Commands, Lifecycle: o.Lifecycle, Development: o.Lifecycle == spec.Development && o.Commands == nil, CacheDir: o.Cache, Log: o.Log,
 	})
 	if err != nil {
 		return nil, err

@@ -116,25 +116,21 @@ func (c *conn) next() (message []byte, whole bool, err error) {
 	return message, whole, nil
 }
 
-// answer lets the mailbox answer, and charges the peer for what it sent. A peer
-// that pays by waiting is idle: newcomers may have its place.
+// answer lets the mailbox answer, and charges the peer for what it sent. Newcomers
+// may have the place of a peer that pays by waiting, or that does not take the
+// answer to what nobody signed: see link.Authenticated.
 func (c *conn) answer(ctx context.Context, message []byte) error {
-	code, err := c.serve(ctx, message)
+	l := &link{conn: c}
+	code, err := c.server.cfg.Mailbox.Serve(ctx, c.server.cfg.Door, message, l)
+	err = errors.Join(err, l.drain())
+	c.server.peers.setActive(c.place, false)
 	if err != nil {
 		return err
 	}
-	if !code.Authenticated() {
+	if code.Refused() && !l.authenticated {
 		return c.throttle(ctx, badCost-1)
 	}
 	return nil
-}
-
-func (c *conn) serve(ctx context.Context, message []byte) (mailbox.Code, error) {
-	c.server.peers.setActive(c.place, true)
-	defer c.server.peers.setActive(c.place, false)
-	l := &link{conn: c}
-	code, err := c.server.cfg.Mailbox.Serve(ctx, c.server.cfg.Door, message, l)
-	return code, errors.Join(err, l.drain())
 }
 
 // linger reads what is left of an oversized command, up to a bound: closing
@@ -151,7 +147,8 @@ func (c *conn) linger() error {
 
 // link is the conn as one command sees it.
 type link struct {
-	conn *conn
+	conn          *conn
+	authenticated bool // set before Serve returns
 
 	mu     sync.Mutex // serialises frames
 	opened bool       // a stream was opened; guarded by mu
@@ -161,6 +158,13 @@ type link struct {
 	done     chan struct{} // closed when the peer's side has ended; nil without a stream
 	err      error         // why it ended, valid after done; nil for an end frame
 	cancel   context.CancelFunc
+}
+
+// Authenticated implements mailbox.Link. Only from here on the connection is safe
+// from newcomers, until the command has been answered.
+func (l *link) Authenticated() {
+	l.authenticated = true
+	l.conn.server.peers.setActive(l.conn.place, true)
 }
 
 // Receipt implements mailbox.Link.

@@ -34,9 +34,11 @@
 //     whoever takes longer loses the connection;
 //   - connections: bounded for each door and each peer (an IPv4 address, an
 //     IPv6 /64, or a name for other streams). When there is no room, an idle
-//     connection of the peer that has most of them is closed;
-//   - rate: each peer has a token bucket; a command that is refused before its
-//     signature was verified costs five. Who is overdrawn is not read from.
+//     connection of the peer that has most of them is closed. Idle is every one
+//     that does not execute an authenticated command: signed by a known key, for
+//     this card and for now, with a fresh nonce;
+//   - rate: each peer has a token bucket; a command that is refused, and is not
+//     authenticated, costs five. Who is overdrawn is not read from.
 //
 // Every connection has its own goroutine and every peer its own bucket: one
 // that is slow or hostile waits for itself.

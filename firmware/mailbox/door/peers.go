@@ -37,7 +37,7 @@ type session struct {
 	name   string
 	conn   io.Closer
 	idle   time.Time // since when it waits for its peer
-	active bool      // executes a command: is never closed for another's sake
+	active bool      // executes an authenticated command: is never closed for another's sake
 }
 
 // admit gives a connection a place, if need be that of an idle one: of the same
@@ -77,7 +77,7 @@ func (p *peers) remove(s *session) {
 	}
 }
 
-// setActive says whether the session executes a command.
+// setActive says whether the session executes an authenticated command.
 func (p *peers) setActive(s *session, active bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

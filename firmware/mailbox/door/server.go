@@ -26,7 +26,7 @@ const (
 )
 
 // badCost is how many commands' worth of rate a command costs that was refused
-// before its signature was verified.
+// and not authenticated, see mailbox.Link.
 const badCost = 5
 
 // Handler answers commands; *mailbox.Mailbox is one.

@@ -95,54 +95,6 @@ func TestSilentAndSlowPeersLoseTheConnection(t *testing.T) {
 	})
 }
 
-func TestRateIsPerPeer(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		s := newCard(t).server(func(c *Config) { c.Rate = 10 })
-		greedy, other := join(t, s, "greedy"), join(t, s, "other")
-		begin := time.Now()
-		for range 20 + 50 {
-			if err := ask(t, greedy); err != nil {
-				t.Fatal(err)
-			}
-		}
-		if took := time.Since(begin); took != 5*time.Second {
-			t.Errorf("70 commands at 10 a second, 20 at once, took %v, want 5s", took)
-		}
-		begin = time.Now()
-		if err := ask(t, other); err != nil || time.Since(begin) != 0 {
-			t.Errorf("another peer waits %v (%v)", time.Since(begin), err)
-		}
-		// A second connection of the greedy peer has no bucket of its own.
-		again := join(t, s, "greedy")
-		begin = time.Now()
-		if err := ask(t, again); err != nil || time.Since(begin) == 0 {
-			t.Errorf("the greedy peer's second connection waits %v (%v)", time.Since(begin), err)
-		}
-	})
-}
-
-func TestBadCommandsCostMore(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		s := newCard(t).server(func(c *Config) { c.Rate = 10 })
-		conn := join(t, s, "hostile")
-		begin := time.Now()
-		for range 54 {
-			if err := WriteFrame(conn, Envelope, []byte("garbage")); err != nil {
-				t.Fatal(err)
-			}
-			if _, _, err := ReadFrame(conn, Receipt); err != nil {
-				t.Fatal(err)
-			}
-		}
-		// 54 commands at the cost of 5, less what was there, at 10 a second.
-		if took := time.Since(begin); took < 24*time.Second {
-			t.Errorf("54 bad commands took %v, want about 25s", took)
-		}
-	})
-}
-
 func TestConnectionsAreBounded(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -174,10 +126,11 @@ func TestConnectionsAreBounded(t *testing.T) {
 	})
 }
 
-// blocking is a mailbox whose commands take until they are released.
+// blocking is a mailbox whose commands are signed and take until they are released.
 type blocking struct{ release chan struct{} }
 
 func (b blocking) Serve(_ context.Context, _ mailbox.Door, _ []byte, l mailbox.Link) (mailbox.Code, error) {
+	l.Authenticated()
 	<-b.release
 	return mailbox.OK, l.Receipt([]byte("done"))
 }
@@ -203,6 +156,30 @@ func TestRunningCommandsKeepTheirPlace(t *testing.T) {
 		close(b.release)
 		if _, body, err := ReadFrame(busy, Receipt); err != nil || string(body) != "done" {
 			t.Errorf("the running command's receipt: %q, %v", body, err)
+		}
+	})
+}
+
+// Who signs nothing and does not read its receipt has no place to keep.
+func TestDeafPeersDoNotKeepTheirPlace(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := newCard(t).server(func(c *Config) { c.Connections = 1 })
+		deaf := join(t, s, "hostile")
+		request, err := mailbox.PublicRequest("", "status", nil, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := WriteFrame(deaf, Envelope, request); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait() // the receipt is being written
+		honest := join(t, s, "honest")
+		if err := ask(t, honest); err != nil {
+			t.Errorf("a peer that does not read kept a newcomer out: %v", err)
+		}
+		if !ended(deaf) {
+			t.Error("the peer that does not read is still there")
 		}
 	})
 }

@@ -13,9 +13,10 @@
 // Only user 0 is answered; the kernel says who asks (SO_PEERCRED). Pid 1
 // compares the word with its list and parses nothing.
 //
-// The boot report (Report) is JSON, written once each time a step of the boot
-// has ended, replaced as a whole. It says what was done and what was not; who
-// reads it must not take a missing step for a good one.
+// The boot report (Report) is JSON, written twice and replaced as a whole: before
+// davitd is started, when that step and those after it are pending, and at the end
+// of the boot, good or not. It says what was done and what was not; who reads it
+// must not take a missing or a pending step for a good one.
 //
 // The package does not know what a step does, nor how a card reboots.
 package initctl

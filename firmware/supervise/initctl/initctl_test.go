@@ -147,6 +147,50 @@ func TestControlTakesNothingElse(t *testing.T) {
 	}
 }
 
+// signalled is closed by the first line that is logged.
+type signalled struct {
+	once sync.Once
+	c    chan struct{}
+}
+
+func (s *signalled) Write(p []byte) (int, error) {
+	s.once.Do(func() { close(s.c) })
+	return len(p), nil
+}
+
+func TestFailedAcceptDoesNotEndTheServer(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "init.sock")
+	l, err := Listen(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.SetDeadline(time.Unix(1, 0)); err != nil { // each accept fails
+		t.Fatal(err)
+	}
+	failed := &signalled{c: make(chan struct{})}
+	s := &Server{State: func() State { return Cooling }, Log: slog.New(slog.NewTextHandler(failed, nil))}
+	done := make(chan error, 1)
+	go func() { done <- s.Serve(t.Context(), l) }()
+	select {
+	case err := <-done:
+		t.Fatalf("Serve ended with %v", err)
+	case <-failed.c:
+	}
+	if err := l.SetDeadline(time.Time{}); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := AskState(t.Context(), path); os.Getuid() == 0 && (err != nil || got != Cooling) {
+		t.Errorf("state %q, %v", got, err)
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-done; !errors.Is(err, net.ErrClosed) {
+		t.Errorf("Serve with a closed listener: %v", err)
+	}
+}
+
 func FuzzDecodeWord(f *testing.F) {
 	f.Add(encodeWord("reboot"))
 	f.Add([]byte{})

@@ -32,7 +32,7 @@ const (
 // Step is one row of the boot table, as it went.
 type Step struct {
 	Name     string        `json:"name"`
-	Required bool          `json:"required"` // in this lifecycle: its failure stops the boot
+	Required bool          `json:"required"` // its failure stops the boot, unless the lifecycle is development
 	Result   Result        `json:"result"`
 	Detail   string        `json:"detail,omitempty"`
 	Started  time.Duration `json:"started"`  // since the kernel's start, nanoseconds
@@ -56,7 +56,7 @@ type Report struct {
 	// Persistent says that the state directory is on the card's data
 	// partition; otherwise it is memory and is lost with power.
 	Persistent bool `json:"persistent"`
-	// ClockSet says that the clock was behind the image's own time and was set
+	// ClockSet says that the clock was behind the release's own date and was set
 	// to that: it is not to be trusted until something sets it.
 	ClockSet bool `json:"clockSet"`
 	// Dropped counts console lines lost because a console did not take them.

@@ -38,8 +38,13 @@ func Listen(path string) (*net.UnixListener, error) {
 	return l, nil
 }
 
-// Serve answers until ctx ends, one connection after the other: each lasts at
-// most a few seconds, so nobody can make pid 1 keep many. It closes l.
+// acceptPause follows a failed accept, out of descriptors for example: the next
+// one may work, and without this socket the card cannot be rebooted.
+const acceptPause = 100 * time.Millisecond
+
+// Serve answers until ctx ends or somebody closes l, one connection after the
+// other: each lasts at most a few seconds, so nobody can make pid 1 keep many. It
+// closes l.
 func (s *Server) Serve(ctx context.Context, l *net.UnixListener) error {
 	stop := context.AfterFunc(ctx, func() { l.Close() })
 	defer stop()
@@ -52,8 +57,17 @@ func (s *Server) Serve(ctx context.Context, l *net.UnixListener) error {
 			}
 			return nil
 		}
-		if err != nil {
+		if errors.Is(err, net.ErrClosed) {
 			return fmt.Errorf("control socket: %w", err)
+		}
+		if err != nil {
+			s.Log.Warn("control socket: accept", "err", err)
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-time.After(acceptPause):
+			}
+			continue
 		}
 		if err := s.answer(c); err != nil {
 			s.Log.Warn("control request refused", "reason", err.Error())

@@ -9,7 +9,7 @@
 //
 //	guest-physical  0 ┌──────────┐        ┌──────────┐ user address
 //	                  │ region 0 │───────►│ bytes    │◄── file (FD) or
-//	       0x000A0000 ├──────────┤        ├──────────┤    DMA window (Window)
+//	       0x000A0000 ├──────────┤        ├──────────┤    DMA window
 //	                  │  hole    │        │ bytes    │
 //	       0x00100000 ├──────────┤  ┌────►└──────────┘
 //	                  │ region 1 │──┘

@@ -200,35 +200,6 @@ func TestMapFDRefuses(t *testing.T) {
 	}
 }
 
-func TestWindow(t *testing.T) {
-	fd := memfd(t, 16*PageSize)
-	pool := mapped(t, fd, 0, 0, 0, 16*PageSize)
-	defer func() { _ = pool.Close() }()
-	const page = PageSize
-	w, err := NewWindow(pool.bytes, 4*page, 4*page)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, tt := range []struct {
-		off, size uint64
-		ok        bool
-	}{
-		{4 * page, 4 * page, true}, {7 * page, page, true}, {3 * page, page, false}, {3 * page, 2 * page, false},
-		{8 * page, page, false}, {7 * page, 2 * page, false}, {4 * page, math.MaxUint64 - page + 1, false},
-		{4 * page, 0, false}, {4*page + 8, page, false}, {math.MaxUint64, 2, false},
-	} {
-		r, err := w.Region(1<<30, 1<<31, tt.off, tt.size)
-		if (err == nil) != tt.ok || (r.Size() != 0) != tt.ok {
-			t.Errorf("Region(%#x, %#x): %d bytes, %v", tt.off, tt.size, r.Size(), err)
-		}
-	}
-	for _, tt := range []struct{ off, size uint64 }{{0, 17 * page}, {16 * page, 1}, {math.MaxUint64, 2}} {
-		if _, err := NewWindow(pool.bytes, tt.off, tt.size); !errors.Is(err, ErrRegion) {
-			t.Errorf("NewWindow(%#x, %#x): %v", tt.off, tt.size, err)
-		}
-	}
-}
-
 // Truncated memory is an error for whoever is guarded, in reads, writes, copies.
 func TestGuard(t *testing.T) {
 	fd := memfd(t, 2*PageSize)

@@ -56,28 +56,3 @@ func checkFile(fd int, end uint64) error {
 	}
 	return nil
 }
-
-// Window is a mapped piece of memory of which a peer may use a sub-range: the
-// DMA window of a bus, or the part of a pool that belongs to one instance.
-type Window struct {
-	mem      []byte
-	off, end uint64
-}
-
-// NewWindow allows the size bytes at off of mem. The window does not own mem,
-// which must stay mapped as long as regions of it are in use.
-func NewWindow(mem []byte, off, size uint64) (Window, error) {
-	if off+size < off || off+size > uint64(len(mem)) {
-		return Window{}, fmt.Errorf("%w: window %#x + %#x of %#x bytes", ErrRegion, off, size, len(mem))
-	}
-	return Window{mem: mem, off: off, end: off + size}, nil
-}
-
-// Region makes a region of the window. offset counts from the beginning of
-// the mapped memory, not of the allowed range, which must hold it wholly.
-func (w Window) Region(guestPhys, userAddr, offset, size uint64) (Region, error) {
-	if offset < w.off || offset+size < offset || offset+size > w.end {
-		return Region{}, fmt.Errorf("%w: %#x + %#x is outside of the window %#x..%#x", ErrRegion, offset, size, w.off, w.end)
-	}
-	return NewRegion(guestPhys, userAddr, w.mem[offset:offset+size:offset+size], nil)
-}

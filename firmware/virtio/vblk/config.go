@@ -33,8 +33,11 @@ const (
 	// MaxWriteZeroesSectors is the longest range to zero: 64 MiB, for stores that
 	// have to write the zeroes.
 	MaxWriteZeroesSectors = 128 << 10
-	// MaxRanges is the number of ranges in one discard or write-zeroes request.
-	MaxRanges = 16
+	// MaxDiscardRanges is the number of ranges in one discard request.
+	MaxDiscardRanges = 16
+	// MaxWriteZeroesRanges is the number of ranges in one write-zeroes request:
+	// each may have to be written.
+	MaxWriteZeroesRanges = 1
 )
 
 const (
@@ -62,10 +65,10 @@ func config(info disk.Info, queues int, trim, writeback bool) [configSize]byte {
 	le.PutUint16(c[34:], uint16(queues))
 	if trim {
 		le.PutUint32(c[36:], MaxDiscardSectors)
-		le.PutUint32(c[40:], MaxRanges)
+		le.PutUint32(c[40:], MaxDiscardRanges)
 		le.PutUint32(c[44:], 1<<physicalExp) // discard_sector_alignment
 		le.PutUint32(c[48:], MaxWriteZeroesSectors)
-		le.PutUint32(c[52:], MaxRanges)
+		le.PutUint32(c[52:], MaxWriteZeroesRanges)
 		c[56] = 1 // write_zeroes_may_unmap
 	}
 	return c

@@ -94,10 +94,10 @@ func TestConfig(t *testing.T) {
 		{"writeback", uint64(c[32]), 1},
 		{"num_queues", uint64(le.Uint16(c[34:])), 3},
 		{"max_discard_sectors", uint64(le.Uint32(c[36:])), MaxDiscardSectors},
-		{"max_discard_seg", uint64(le.Uint32(c[40:])), MaxRanges},
+		{"max_discard_seg", uint64(le.Uint32(c[40:])), 16},
 		{"discard_sector_alignment", uint64(le.Uint32(c[44:])), 8},
 		{"max_write_zeroes_sectors", uint64(le.Uint32(c[48:])), MaxWriteZeroesSectors},
-		{"max_write_zeroes_seg", uint64(le.Uint32(c[52:])), MaxRanges},
+		{"max_write_zeroes_seg", uint64(le.Uint32(c[52:])), 1},
 		{"write_zeroes_may_unmap", uint64(c[56]), 1},
 	} {
 		if tt.got != tt.want {

@@ -133,7 +133,7 @@ func (d *Device) Stats() []Stats {
 
 // Serve implements virtio.Device.
 func (d *Device) Serve(ctx context.Context, q virtio.Queue) error {
-	s := &server{Device: d, queue: q.Index, features: q.Features, stats: &d.stats[q.Index]}
+	s := &server{Device: d, ctx: ctx, queue: q.Index, features: q.Features, stats: &d.stats[q.Index]}
 	return q.Run(ctx, d.depth, s.handle)
 }
 

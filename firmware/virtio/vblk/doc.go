@@ -31,6 +31,13 @@
 // flushes, discards and zeroing may be repeated as long as the guest has not seen
 // them complete: the result is the same.
 //
+// # Stopping
+//
+// Serve returns when what executes has ended. So that this does not take long,
+// whatever a guest asked for, a read or write moves in pieces of 64 MiB and
+// is given up between two of them (it is then executed again, as after a restart),
+// and a request zeroes at most 64 MiB, in one range.
+//
 // The package does not know vhost-user, where the volume comes from, or how
 // many guests there are.
 package vblk

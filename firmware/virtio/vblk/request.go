@@ -3,6 +3,7 @@
 package vblk
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -48,6 +49,7 @@ func parseHeader(b [headerSize]byte) header {
 // server executes the requests of one queue.
 type server struct {
 	*Device
+	ctx      context.Context // ends when the queue is to stop
 	queue    int
 	features virtio.Features // accepted by the driver
 	stats    *counters
@@ -66,6 +68,9 @@ func (s *server) handle(c *virtq.Chain) (uint32, error) {
 	h := parseHeader(raw)
 	room, data := virtq.Len(c.Writable), virtq.Len(c.Readable)+virtq.Len(c.Writable)
 	err = s.execute(h, c)
+	if errors.Is(err, virtq.ErrStopped) {
+		return 0, err
+	}
 	code := byte(statusOK)
 	switch {
 	case errors.Is(err, errUnsupported), errors.Is(err, disk.ErrNotSupported):
@@ -97,13 +102,13 @@ func (s *server) execute(h header, c *virtq.Chain) error {
 		if err != nil {
 			return err
 		}
-		return s.volume.ReadAt(c.Writable, off)
+		return s.transfer(h.kind, c.Writable, off)
 	case typeOut:
 		off, err := s.locate(h.sector, virtq.Len(c.Readable))
 		if err != nil {
 			return err
 		}
-		return s.sync(s.volume.WriteAt(c.Readable, off))
+		return s.sync(s.transfer(h.kind, c.Readable, off))
 	case typeFlush:
 		return s.volume.Flush()
 	case typeGetID:
@@ -112,6 +117,50 @@ func (s *server) execute(h header, c *virtq.Chain) error {
 		return s.trim(h.kind, c)
 	}
 	return fmt.Errorf("type %d: %w", h.kind, errUnsupported)
+}
+
+// maxPiece is how many bytes of a request move before the next look at whether
+// the queue is to stop. A chain may name almost 4 GiB, of very little memory, and
+// drivers do ask for much at a time: EDK II's for up to 1 GiB in one buffer.
+const maxPiece = 64 << 20
+
+// transfer reads or writes in pieces. It ends with virtq.ErrStopped between two
+// of them when the queue is to stop; such a request is not completed, and
+// executed again as a whole by whoever serves the queue next.
+func (s *server) transfer(kind uint32, bufs [][]byte, off int64) error {
+	for {
+		var piece [][]byte
+		var err error
+		if piece, bufs = cutPiece(bufs); kind == typeIn {
+			err = s.volume.ReadAt(piece, off)
+		} else {
+			err = s.volume.WriteAt(piece, off)
+		}
+		if err != nil || len(bufs) == 0 {
+			return err
+		}
+		if s.ctx.Err() != nil {
+			return virtq.ErrStopped
+		}
+		off += int64(virtq.Len(piece))
+	}
+}
+
+// cutPiece takes the next piece off the front of bufs: as many whole buffers as
+// fit, or a part of the first one.
+func cutPiece(bufs [][]byte) (piece, rest [][]byte) {
+	if len(bufs) > 0 && len(bufs[0]) > maxPiece {
+		piece = [][]byte{bufs[0][:maxPiece]}
+		bufs[0] = bufs[0][maxPiece:]
+		return piece, bufs
+	}
+	n := 0
+	for i, b := range bufs {
+		if n += len(b); n > maxPiece {
+			return bufs[:i], bufs[i:]
+		}
+	}
+	return bufs, nil
 }
 
 // locate checks a range of whole sectors and returns its offset in bytes.
@@ -155,15 +204,18 @@ func (s *server) trim(kind uint32, c *virtq.Chain) error {
 	if s.trimmer == nil {
 		return fmt.Errorf("type %d: %w", kind, errUnsupported)
 	}
-	n := virtq.Len(c.Readable)
-	if n == 0 || n%rangeSize != 0 || n > MaxRanges*rangeSize {
-		return fmt.Errorf("%d bytes are not 1 to %d ranges", n, MaxRanges)
+	n, most := virtq.Len(c.Readable), uint64(MaxDiscardRanges)
+	if kind == typeWriteZeroes {
+		most = MaxWriteZeroesRanges
 	}
-	var raw [MaxRanges * rangeSize]byte
+	if n == 0 || n%rangeSize != 0 || n > most*rangeSize {
+		return fmt.Errorf("%d bytes are not 1 to %d ranges", n, most)
+	}
+	var raw [MaxDiscardRanges * rangeSize]byte
 	if err := c.ReadHeader(raw[:n]); err != nil {
 		return err
 	}
-	var ranges [MaxRanges]trimRange
+	var ranges [MaxDiscardRanges]trimRange
 	for i := range int(n / rangeSize) {
 		r, err := s.parseRange(kind, raw[i*rangeSize:])
 		if err != nil {

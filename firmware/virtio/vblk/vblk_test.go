@@ -267,11 +267,12 @@ func TestStatus(t *testing.T) {
 		{"discard overflow", typeDiscard, 0, ranges([3]uint64{1<<64 - 1, 2, 0}), 0, statusIOErr, 1},
 		{"discard nothing", typeDiscard, 0, nil, 0, statusIOErr, 1},
 		{"discard half a range", typeDiscard, 0, make([]byte, 24), 0, statusIOErr, 1},
-		{"discard too many", typeDiscard, 0, make([]byte, (MaxRanges+1)*16), 0, statusIOErr, 1},
+		{"discard too many", typeDiscard, 0, make([]byte, (MaxDiscardRanges+1)*16), 0, statusIOErr, 1},
 		{"zero and unmap", typeWriteZeroes, 0, ranges([3]uint64{8, 8, 1}), 0, statusOK, 1},
 		{"zero too long", typeWriteZeroes, 0, ranges([3]uint64{0, MaxWriteZeroesSectors + 1, 0}), 0, statusIOErr, 1},
 		{"zero with unknown flag", typeWriteZeroes, 0, ranges([3]uint64{0, 8, 2}), 0, statusUnsupp, 1},
-		{"zero good and bad", typeWriteZeroes, 0, ranges([3]uint64{0, 8, 0}, [3]uint64{maxSector, 2, 0}), 0, statusIOErr, 1},
+		{"zero two ranges", typeWriteZeroes, 0, ranges([3]uint64{0, 8, 0}, [3]uint64{16, 8, 0}), 0, statusIOErr, 1},
+		{"discard good and bad", typeDiscard, 0, ranges([3]uint64{0, 8, 0}, [3]uint64{maxSector, 2, 0}), 0, statusIOErr, 1},
 	}
 	d, v := memoryDevice(t, Options{Serial: "serial-1234"})
 	g := newGuest(t, d, 0, allFeatures)
@@ -297,7 +298,7 @@ func TestRangesAllOrNothing(t *testing.T) {
 	if err := v.WriteAt([][]byte{{1}}, 0); err != nil {
 		t.Fatal(err)
 	}
-	g.request(typeWriteZeroes, 0, ranges([3]uint64{0, 1, 0}, [3]uint64{testSectors, 1, 0}), 0)
+	g.request(typeDiscard, 0, ranges([3]uint64{0, 1, 0}, [3]uint64{testSectors, 1, 0}), 0)
 	got := make([]byte, 1)
 	if err := v.ReadAt([][]byte{got}, 0); err != nil || got[0] != 1 {
 		t.Errorf("got %v, %v", got, err)

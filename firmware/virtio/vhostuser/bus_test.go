@@ -41,6 +41,20 @@ func (c *busConn) WriteMessage(m vhostuser.Message) error {
 
 func (c *busConn) Close() error { return nil }
 
+// poolPart is the part of a pool that belongs to one guest.
+type poolPart struct {
+	pool      []byte
+	off, size uint64
+}
+
+// Map implements vhostuser.Mapper.
+func (p poolPart) Map(r vhostuser.MemRegion, fd int) (guestmem.Region, error) {
+	if fd != vhostuser.NoFD || r.Offset < p.off || r.Offset-p.off > p.size || r.Size > p.size-(r.Offset-p.off) {
+		return guestmem.Region{}, guestmem.ErrRegion
+	}
+	return guestmem.NewRegion(r.GuestPhys, r.UserAddr, p.pool[r.Offset:][:r.Size], nil)
+}
+
 // busRig is a guest whose memory is a part of a pool, behind a bus.
 type busRig struct {
 	t      *testing.T
@@ -51,14 +65,10 @@ type busRig struct {
 }
 
 func newBusRig(t *testing.T, mem *virtqtest.Memory, off, size uint64) *busRig {
-	window, err := guestmem.NewWindow(mem.Bytes(), off, size)
-	if err != nil {
-		t.Fatal(err)
-	}
 	r := &busRig{t: t, calls: virtqtest.NewBell(), result: make(chan error, 1)}
 	r.conn = &busConn{in: make(chan vhostuser.Message), out: make(chan vhostuser.Message), closed: make(chan struct{})}
 	r.bells = vhostuser.NewDoorbells(2, func(int) { r.calls.Signal() })
-	opts := vhostuser.Options{Mapper: vhostuser.WindowMapper{Window: window}, Notifiers: r.bells}
+	opts := vhostuser.Options{Mapper: poolPart{mem.Bytes(), off, size}, Notifiers: r.bells}
 	go func() { r.result <- vhostuser.Serve(t.Context(), r.conn, &echo{}, opts) }()
 	return r
 }

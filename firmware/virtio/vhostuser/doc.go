@@ -11,7 +11,7 @@
 //
 //	           local socket                   bus
 //	Conn       SocketConn: SCM_RIGHTS         supplied by the bus: no fds
-//	Mapper     FDMapper: mmap of the fd       WindowMapper: offset into a DMA window
+//	Mapper     FDMapper: mmap of the fd       supplied by the bus: part of its window
 //	Notifiers  EventFDs: the fds received     Doorbells: Ring(queue) and a callback
 //
 // # Goroutines

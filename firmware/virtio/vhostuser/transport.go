@@ -53,15 +53,3 @@ func (FDMapper) Map(r MemRegion, fd int) (guestmem.Region, error) {
 	}
 	return guestmem.MapFD(fd, r.GuestPhys, r.UserAddr, r.Offset, r.Size)
 }
-
-// WindowMapper finds regions in a DMA window: MemRegion.Offset counts from the
-// beginning of the window's memory.
-type WindowMapper struct{ Window guestmem.Window }
-
-// Map implements Mapper.
-func (w WindowMapper) Map(r MemRegion, fd int) (guestmem.Region, error) {
-	if fd != NoFD {
-		return guestmem.Region{}, errors.New("file descriptor on a bus")
-	}
-	return w.Window.Region(r.GuestPhys, r.UserAddr, r.Offset, r.Size)
-}

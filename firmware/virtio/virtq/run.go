@@ -11,11 +11,12 @@ import (
 // Handler executes one request and returns how many bytes it wrote to the
 // beginning of the writable buffers. An error, a *ProtocolError, ends the queue;
 // what goes wrong with a well-formed request is told to the driver in the
-// request's status instead.
+// request's status instead. ErrStopped, only once the context of Run is done, leaves
+// the request to whoever serves the queue next.
 type Handler func(c *Chain) (written uint32, err error)
 
 // Run works on the queue until ctx is done, with up to workers requests at a
-// time, and returns when all that were taken are complete. It notifies the driver
+// time, and returns when all that were taken are complete or given up. It notifies the driver
 // once at the beginning, since a predecessor may have died between completing
 // and notifying. It returns nil after ctx is done, else the reason for the end.
 //

@@ -13,8 +13,8 @@ type word struct {
 	shift uint // 0 or 16: where the field is in the word
 }
 
-// field returns the 16-bit field at byte off of b. base is b's offset
-// from the preceding multiple of four: b[0] is at an aligned machine address.
+// field returns the 16-bit field at byte off of b, which is even. b[0] is at a
+// machine address that is a multiple of four.
 func field(b []byte, off int) word {
 	aligned := off &^ 3
 	four := b[aligned : aligned+4] // bounds check

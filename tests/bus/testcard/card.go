@@ -5,7 +5,8 @@ package testcard
 import (
 	"context"
 	"encoding/binary"
-	"fmt"
+	"errors"
+
 	"io"
 	"log/slog"
 	"sync"
@@ -64,7 +65,7 @@ func (c *Card) serveOffer(ctx context.Context, o *bus.Offer) {
 		_ = ch.Close()
 		return
 	}
-	dev, mem, err := c.device()
+	dev, err := vblk.New(c.Volume, vblk.Options{Serial: "bus-test", Queues: Queues})
 	if err != nil {
 		o.Refuse(err.Error())
 		return
@@ -77,34 +78,24 @@ func (c *Card) serveOffer(ctx context.Context, o *bus.Offer) {
 		}
 	})
 	err = vhostuser.Serve(ctx, recordConn{ctx, ch}, dev, vhostuser.Options{
-		Mapper: poolMapper{vhostuser.WindowMapper{Window: mem}}, Notifiers: bells, Log: c.Log,
+		Mapper: poolMapper{c.Window}, Notifiers: bells, Log: c.Log,
 	})
 	c.Log.Info("vhost-user session over", "err", err)
 }
 
-func (c *Card) device() (*vblk.Device, guestmem.Window, error) {
-	all, err := c.Window.Slice(c.Window.PoolOffset(), c.Window.Size())
-	if err != nil {
-		return nil, guestmem.Window{}, err
-	}
-	mem, err := guestmem.NewWindow(all, 0, c.Window.Size())
-	if err != nil {
-		return nil, guestmem.Window{}, err
-	}
-	dev, err := vblk.New(c.Volume, vblk.Options{Serial: "bus-test", Queues: Queues})
-	return dev, mem, err
-}
-
-// poolMapper turns offsets in the pool into offsets in the window.
-type poolMapper struct{ vhostuser.WindowMapper }
+// poolMapper finds regions, given as offsets in the pool, in the window.
+type poolMapper struct{ window *bus.Window }
 
 // Map implements vhostuser.Mapper.
 func (p poolMapper) Map(r vhostuser.MemRegion, fd int) (guestmem.Region, error) {
-	if r.Offset < uint64(spec.PoolReserved) {
-		return guestmem.Region{}, fmt.Errorf("pool offset %#x is reserved", r.Offset)
+	if fd != vhostuser.NoFD {
+		return guestmem.Region{}, errors.New("file descriptor on a bus")
 	}
-	r.Offset -= uint64(spec.PoolReserved)
-	return p.WindowMapper.Map(r, fd)
+	mem, err := p.window.Slice(r.Offset, r.Size)
+	if err != nil {
+		return guestmem.Region{}, err
+	}
+	return guestmem.NewRegion(r.GuestPhys, r.UserAddr, mem, nil)
 }
 
 // recordConn is a vhostuser.Conn over a channel.

@@ -24,20 +24,10 @@ func runRoot() error {
 	nonce := argument("davit.nonce")
 	boot := countBoots()
 	fmt.Printf("DAVIT-GUEST root mounted from the card's disk, boot %d\n", boot)
-	if err := prove(os.Stdout, "/var/proof", nonce); err != nil {
-		fmt.Printf("DAVIT-PROOF nonce=%s error: %v\n", nonce, err)
-	} else {
-		fmt.Printf("DAVIT-PROOF nonce=%s end\n", nonce)
-	}
 	var off sync.Once
 	stop, idle := make(chan struct{}), make(chan struct{})
-	go func() {
-		defer close(idle)
-		if argument("davit.load") != "" {
-			load("/var/load", boot, stop)
-		}
-	}()
-	go watchPowerButton(func() {
+	// Before the proof: who has read that can press the button and be heard.
+	watchPowerButton(func() {
 		off.Do(func() {
 			fmt.Println("DAVIT-GUEST power button: powering off")
 			close(stop)
@@ -45,6 +35,17 @@ func runRoot() error {
 			powerOff()
 		})
 	})
+	if err := prove(os.Stdout, "/var/proof", nonce); err != nil {
+		fmt.Printf("DAVIT-PROOF nonce=%s error: %v\n", nonce, err)
+	} else {
+		fmt.Printf("DAVIT-PROOF nonce=%s end\n", nonce)
+	}
+	go func() {
+		defer close(idle)
+		if argument("davit.load") != "" {
+			load("/var/load", boot, stop)
+		}
+	}()
 	return shells()
 }
 
@@ -99,7 +100,8 @@ func shells() error {
 }
 
 // watchPowerButton calls pressed when a KEY_POWER event arrives (linux/input.h:
-// struct input_event is two longs of time, then type, code and value).
+// struct input_event is two longs of time, then type, code and value). No event
+// is lost once it has returned.
 func watchPowerButton(pressed func()) {
 	files, err := filepath.Glob("/dev/input/event*")
 	if err != nil || len(files) == 0 {
@@ -107,12 +109,12 @@ func watchPowerButton(pressed func()) {
 		return
 	}
 	for _, name := range files {
+		f, err := os.Open(name)
+		if err != nil {
+			fmt.Println(err)
+			continue
+		}
 		go func() {
-			f, err := os.Open(name)
-			if err != nil {
-				fmt.Println(err)
-				return
-			}
 			defer f.Close()
 			const evKey, keyPower, eventSize = 1, 116, 24
 			var event [eventSize]byte
