@@ -110,18 +110,6 @@ func (p *Process) Failure() error {
 	return fmt.Errorf("%s ended (%s); its last lines, from %s:\n%s", p.Name, how, p.log, Tail(p.log, 12))
 }
 
-// waitOr waits for ready, for the process to end, or for ctx.
-func (p *Process) waitOr(ctx context.Context, what string, ready <-chan error) error {
-	select {
-	case err := <-ready:
-		return err
-	case <-p.done:
-		return p.Failure()
-	case <-ctx.Done():
-		return fmt.Errorf("%s: %w; last lines of %s:\n%s", what, context.Cause(ctx), p.log, Tail(p.log, 12))
-	}
-}
-
 // Tail returns the last lines of a text file, without control characters.
 func Tail(path string, lines int) string {
 	data, err := os.ReadFile(path)

@@ -3,6 +3,7 @@
 package rig
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -10,12 +11,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"sync"
 	"syscall"
 	"time"
 
 	"github.com/davit-dpu/davit/firmware/qmp"
 	"github.com/davit-dpu/davit/firmware/spec"
+	"github.com/davit-dpu/davit/firmware/supervise"
 	"github.com/davit-dpu/davit/tools/packages"
 )
 
@@ -187,6 +190,30 @@ func (s *Server) stopAll() {
 	s.mu.Unlock()
 	for i := len(procs) - 1; i >= 0; i-- {
 		procs[i].Stop(10 * time.Second)
+	}
+	s.killVMMs()
+}
+
+// killVMMs kills what a hostd that was killed has left running: whoever has the
+// run's pool on its command line.
+func (s *Server) killVMMs() {
+	names, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		return // only a bad pattern is an error
+	}
+	for _, name := range names {
+		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(name)))
+		if err != nil || pid == os.Getpid() {
+			continue
+		}
+		id, err := supervise.IdentityOf(pid)
+		text, rerr := os.ReadFile(name)
+		if err != nil || rerr != nil || !bytes.Contains(text, []byte(s.pool)) {
+			continue
+		}
+		if p, err := supervise.Adopt(id); err == nil && p.Signal(syscall.SIGKILL) == nil {
+			<-p.Done()
+		}
 	}
 }
 
