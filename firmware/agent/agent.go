@@ -315,7 +315,8 @@ func (a *agent) openInstances(ctx context.Context) error {
 	}
 	a.instances, err = instance.New(instance.Config{
 		StateDir: a.cfg.StateDir, MemoryDir: filepath.Join(a.cfg.RunDir, "volumes"),
-		Pool: size, Host: a.vcard, Log: a.log, Now: time.Now,
+		Durable: a.cfg.Board.StatePartition != "", // loopback shares its host's power
+		Pool:    size, Host: a.vcard, Log: a.log, Now: time.Now,
 	})
 	return err
 }

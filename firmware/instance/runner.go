@@ -77,8 +77,10 @@ func (r *runner) show() spec.InstanceStatus {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	st := r.status
-	obs, _ := r.svc.seen.Get()
-	st.Devices = obs.devices(r.spec.Name)
+	if st.Generation != "" { // else they are gone, whatever was seen last
+		obs, _ := r.svc.seen.Get()
+		st.Devices = obs.devices(r.spec.Name)
+	}
 	return st
 }
 

@@ -29,12 +29,17 @@ var (
 
 // Config is what a Service needs.
 type Config struct {
-	StateDir  string     // holds instances/, volumes/ and boot/; made when missing
-	MemoryDir string     // on tmpfs: memory volumes
-	Pool      spec.Bytes // size of the host's memory pool, its reserved head included
-	Host      Host
-	Log       *slog.Logger
-	Now       func() time.Time
+	StateDir  string // holds instances/, volumes/ and boot/; made when missing
+	MemoryDir string // on tmpfs: memory volumes
+	// Durable: a write to a file volume is on the storage before the guest hears
+	// that it is done, flush or no flush. For cards that can lose power while
+	// their host goes on: the guest then never learns that a volatile cache was
+	// lost, so there must not be one.
+	Durable bool
+	Pool    spec.Bytes // size of the host's memory pool, its reserved head included
+	Host    Host
+	Log     *slog.Logger
+	Now     func() time.Time
 }
 
 // Service keeps the instances of one host.
@@ -56,7 +61,7 @@ func New(cfg Config) (*Service, error) {
 	s := &Service{
 		cfg:     cfg,
 		store:   store{filepath.Join(cfg.StateDir, "instances")},
-		volumes: volumes{files: filepath.Join(cfg.StateDir, "volumes"), memory: cfg.MemoryDir, statfs: unix.Statfs},
+		volumes: volumes{files: filepath.Join(cfg.StateDir, "volumes"), memory: cfg.MemoryDir, durable: cfg.Durable, statfs: unix.Statfs},
 		pool:    &pool{size: cfg.Pool},
 		runners: map[string]*runner{},
 	}

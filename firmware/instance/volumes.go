@@ -23,6 +23,7 @@ import (
 // volumes in a folder on tmpfs.
 type volumes struct {
 	files, memory string
+	durable       bool // see Config.Durable
 	statfs        func(path string, st *unix.Statfs_t) error
 
 	creating sync.Mutex // from the look for room until the volume takes it
@@ -44,6 +45,9 @@ type VolumeInfo struct {
 func (v *volumes) open(vol *spec.Volume, create bool) (*os.File, error) {
 	path := v.path(vol.Kind, vol.Name)
 	flags := os.O_RDWR
+	if v.durable && vol.Kind == spec.VolumeFile {
+		flags |= unix.O_DSYNC
+	}
 	if vol.ReadOnly {
 		flags = os.O_RDONLY
 	}

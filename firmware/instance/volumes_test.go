@@ -112,3 +112,28 @@ func TestUnknownRoomIsNone(t *testing.T) {
 		t.Errorf("error %v, want %v", err, unix.EIO)
 	}
 }
+
+// A card that can lose power alone must not hold writes in a volatile cache.
+func TestDurableVolumesHaveNoVolatileCache(t *testing.T) {
+	t.Parallel()
+	for _, durable := range []bool{false, true} {
+		v := roomy(t, spec.GiB, spec.GiB)
+		v.durable = durable
+		for kind, want := range map[spec.VolumeKind]bool{spec.VolumeFile: durable, spec.VolumeMemory: false} {
+			for _, moment := range []string{"made", "opened again"} {
+				f, err := v.open(&spec.Volume{Name: "v", Kind: kind, Size: spec.MiB}, true)
+				if err != nil {
+					t.Fatal(err)
+				}
+				flags, err := unix.FcntlInt(f.Fd(), unix.F_GETFL, 0)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if got := flags&unix.O_DSYNC != 0; got != want {
+					t.Errorf("durable %v, %s volume %s: O_DSYNC is %v, want %v", durable, kind, moment, got, want)
+				}
+				must(t, f.Close())
+			}
+		}
+	}
+}
