@@ -48,8 +48,9 @@ vm: fetch ## Whole-system tests on emulated machines
 fuzz: ## Fuzz every target for FUZZTIME (default 20s) each
 	@tests/fuzz.sh $(or $(FUZZTIME),20s)
 
-bench: build ## Benchmarks
+bench: fetch ## Benchmarks: each package's, and how long a card takes to be ready
 	$(GO) test -run '^$$' -bench . -benchmem ./firmware/...
+	$(GO) test -run '^$$' -bench . -benchtime 1x -timeout 60m ./tests/bench
 
 clean: ## Remove what was built and the state of runs (the package cache stays)
 	rm -rf $(BIN) .davit

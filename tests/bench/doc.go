@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package bench measures whole cards: how long one takes to be ready, how large
-// its image is, and how much memory its programs occupy. docs/performance.md
-// has the figures and the bars.
+// Package bench measures whole cards: how long one takes to be ready.
+// docs/performance.md has the figures and the bars.
 //
 //	make bench                                                all of them
 //	go test -run '^$' -bench Boot/direct -benchtime 1x -timeout 30m ./tests/bench

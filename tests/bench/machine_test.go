@@ -14,12 +14,17 @@ import (
 	"github.com/davit-dpu/davit/tools/rig"
 )
 
-// quietLoad is the load average below which others disturb little, and
-// quietWait how long it is waited for.
+// A machine is quiet while it is idle for quietShare of a second. That is waited
+// for before each boot, for at most quietWait in all: on a shared machine the
+// rest would never begin.
 const (
-	quietLoad = 1.0
-	quietWait = 5 * time.Minute
+	quietShare = 0.85
+	quietWait  = 10 * time.Minute
 )
+
+// disturbance is the largest share of the machine that others may use during a
+// boot that counts.
+const disturbance = 0.08
 
 // load is the machine's load average of the last minute.
 func load(b *testing.B) float64 {
@@ -36,21 +41,58 @@ func load(b *testing.B) float64 {
 	return v
 }
 
-// awaitQuiet waits, within bounds, until the machine has little else to do; the
-// build of this test is what it had to do last.
-func awaitQuiet(b *testing.B) {
+// usage is what all processors did since the machine's start, in units of userHz.
+type usage struct{ busy, all uint64 }
+
+// usageNow reads the first line of /proc/stat: user, nice, system, idle, iowait,
+// irq, softirq, steal; what follows is counted in these already.
+func usageNow(b *testing.B) usage {
+	b.Helper()
+	text, err := os.ReadFile("/proc/stat")
+	if err != nil {
+		b.Fatal(err)
+	}
+	line, _, _ := strings.Cut(string(text), "\n")
+	fields := strings.Fields(line)
+	if len(fields) < 9 || fields[0] != "cpu" {
+		b.Fatalf("/proc/stat begins with %q", line)
+	}
+	var u usage
+	for i, f := range fields[1:9] {
+		n, err := strconv.ParseUint(f, 10, 64)
+		if err != nil {
+			b.Fatal(err)
+		}
+		u.all += n
+		if i != 3 && i != 4 {
+			u.busy += n
+		}
+	}
+	return u
+}
+
+// quiet waits for a quiet machine and counts how long it has waited.
+type quiet struct{ left time.Duration }
+
+func (q *quiet) await(b *testing.B) {
 	b.Helper()
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
-	over := time.After(quietWait)
-	for load(b) >= quietLoad {
-		select {
-		case <-tick.C:
-		case <-over:
-			say("\nthe machine does not get quiet: load %.2f\n", load(b))
+	for before := usageNow(b); q.left > 0; q.left -= time.Second {
+		<-tick.C
+		now := usageNow(b)
+		if float64(now.busy-before.busy) <= (1-quietShare)*float64(now.all-before.all) {
 			return
 		}
+		before = now
 	}
+}
+
+// others is the share of the machine that was used between two moments by
+// anybody but the processes that used own.
+func others(from, to usage, own time.Duration) float64 {
+	busy := float64(to.busy-from.busy) - own.Seconds()*userHz
+	return max(0, busy) / max(1, float64(to.all-from.all))
 }
 
 // userHz is the unit of processor times in /proc, the same on every Linux.

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -27,8 +28,9 @@ type mark struct{ name, text string }
 
 // moment is when something was seen.
 type moment struct {
-	at  time.Duration // since QEMU's start
-	cpu time.Duration // processor time that QEMU had used by then, all threads
+	name string
+	at   time.Duration // since QEMU's start
+	cpu  time.Duration // processor time that QEMU had used by then, all threads
 }
 
 // watch reads a card's console from its log file and notes when each mark was
@@ -93,7 +95,7 @@ func (w *watch) look(text []byte, marks []mark) (left []mark) {
 			left = append(left, m)
 			continue
 		}
-		w.seen[m.name] = w.now()
+		w.seen[m.name] = w.now(m.name)
 		close(w.next)
 		w.next = make(chan struct{})
 	}
@@ -101,14 +103,23 @@ func (w *watch) look(text []byte, marks []mark) (left []mark) {
 }
 
 // now is this moment.
-func (w *watch) now() moment { return moment{time.Since(w.begin), processorTime(w.card)} }
+func (w *watch) now(name string) moment {
+	return moment{name, time.Since(w.begin), processorTime(w.card)}
+}
 
-// at gives when a mark was seen, and what is closed when another one is.
-func (w *watch) at(name string) (when moment, ok bool, next <-chan struct{}) {
+// at tells whether a mark was seen, and gives what is closed when another one is.
+func (w *watch) at(name string) (ok bool, next <-chan struct{}) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	when, ok = w.seen[name]
-	return when, ok, w.next
+	_, ok = w.seen[name]
+	return ok, w.next
+}
+
+// all are the moments of all marks, in time.
+func (w *watch) all() []moment {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.SortedFunc(maps.Values(w.seen), func(x, y moment) int { return cmp.Compare(x.at, y.at) })
 }
 
 // await waits until a mark is seen; it fails when the card ends before, or limit
@@ -118,7 +129,7 @@ func (w *watch) await(b *testing.B, name string, limit time.Duration) {
 	over := time.NewTimer(limit)
 	defer over.Stop()
 	for {
-		_, ok, next := w.at(name)
+		ok, next := w.at(name)
 		if ok {
 			return
 		}
@@ -150,14 +161,17 @@ type series struct {
 	moments map[string][]moment
 }
 
-func (s *series) add(name string, m moment) {
+// add takes the moments of one boot.
+func (s *series) add(boot []moment) {
 	if s.moments == nil {
 		s.moments = map[string][]moment{}
 	}
-	if !slices.Contains(s.names, name) {
-		s.names = append(s.names, name)
+	for _, m := range boot {
+		if !slices.Contains(s.names, m.name) {
+			s.names = append(s.names, m.name)
+		}
+		s.moments[m.name] = append(s.moments[m.name], m)
 	}
-	s.moments[name] = append(s.moments[name], m)
 }
 
 // times are those of one moment in all boots.
@@ -174,7 +188,7 @@ func (s *series) median(name string) moment {
 	for _, m := range s.moments[name] {
 		cpu = append(cpu, m.cpu)
 	}
-	return moment{median(s.times(name)), median(cpu)}
+	return moment{name, median(s.times(name)), median(cpu)}
 }
 
 // table prints medians, what each is after the one before, and the spread.
