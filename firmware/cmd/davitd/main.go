@@ -4,13 +4,14 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
 	"path/filepath"
 	"syscall"
 
-	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/davit-dpu/davit/board/detect"
 	"github.com/davit-dpu/davit/firmware/agent"
@@ -27,25 +28,42 @@ type flags struct {
 }
 
 func main() {
-	var f flags
-	cmd := &cobra.Command{
-		Use: "davitd", Short: "The agent of a card", Args: cobra.NoArgs, SilenceUsage: true,
-		RunE: func(cmd *cobra.Command, _ []string) error { return run(cmd.Context(), f) },
+	f, err := parse(os.Args[1:])
+	switch {
+	case errors.Is(err, pflag.ErrHelp):
+		return
+	case err != nil:
+		fmt.Fprintf(os.Stderr, "davitd: %v\n", err)
+		os.Exit(2)
 	}
-	cmd.Flags().StringVar(&f.board, "board", "", "board; empty: the one in the configuration, or detected")
-	cmd.Flags().StringVar(&f.config, "config", "/etc/davit/config.yaml", "the card's configuration")
-	cmd.Flags().StringVar(&f.state, "state", "/var/lib/davit", "folder that outlives reboots")
-	cmd.Flags().StringVar(&f.run, "run", "/run/davit", "folder that does not")
-	cmd.Flags().StringVar(&f.tpm, "tpm", "", "TPM device, or socket of swtpm; empty: the board's")
-	cmd.Flags().StringVar(&f.vcard, "vcard", "/davit/vcard", "the vcard program")
-	cmd.Flags().StringVar(&f.pool, "pool", "", "loopback: the host's memory pool")
-	cmd.Flags().StringArrayVar(&f.disks, "local-disk", nil, "loopback: offer this file volume to any VMM here as vhost-user-blk, on RUN/disks/VOLUME.sock; repeat for more")
-	cmd.Flags().BoolVar(&f.lenient, "lenient-sandbox", false, "loopback: run the vcard with what confinement this user can have")
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
-	if err := cmd.ExecuteContext(ctx); err != nil {
+	if err := run(ctx, f); err != nil {
+		fmt.Fprintf(os.Stderr, "davitd: %v\n", err)
 		os.Exit(1)
 	}
+}
+
+// parse reads the command line. It prints the usage when that is asked for.
+func parse(args []string) (flags, error) {
+	var f flags
+	fs := pflag.NewFlagSet("davitd", pflag.ContinueOnError)
+	fs.StringVar(&f.board, "board", "", "board; empty: the one in the configuration, or detected")
+	fs.StringVar(&f.config, "config", "/etc/davit/config.yaml", "the card's configuration")
+	fs.StringVar(&f.state, "state", "/var/lib/davit", "folder that outlives reboots")
+	fs.StringVar(&f.run, "run", "/run/davit", "folder that does not")
+	fs.StringVar(&f.tpm, "tpm", "", "TPM device, or socket of swtpm; empty: the board's")
+	fs.StringVar(&f.vcard, "vcard", "/davit/vcard", "the vcard program")
+	fs.StringVar(&f.pool, "pool", "", "loopback: the host's memory pool")
+	fs.StringArrayVar(&f.disks, "local-disk", nil, "loopback: offer this file volume to any VMM here as vhost-user-blk, on RUN/disks/VOLUME.sock; repeat for more")
+	fs.BoolVar(&f.lenient, "lenient-sandbox", false, "loopback: run the vcard with what confinement this user can have")
+	if err := fs.Parse(args); err != nil {
+		return flags{}, err
+	}
+	if fs.NArg() > 0 {
+		return flags{}, fmt.Errorf("argument %q: davitd takes only flags", fs.Arg(0))
+	}
+	return f, nil
 }
 
 func run(ctx context.Context, f flags) error {

@@ -9,6 +9,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -16,7 +17,7 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/davit-dpu/davit/firmware/control"
 	"github.com/davit-dpu/davit/firmware/spec"
@@ -33,8 +34,8 @@ func main() {
 	signal.Ignore(syscall.SIGPIPE, syscall.SIGHUP)
 	sink := vcard.NewLogSink(os.Stderr, 1024)
 	log := slog.New(slog.NewTextHandler(sink, nil))
-	err := command(log).Execute()
-	if err != nil {
+	err := start(log, os.Args[1:])
+	if err != nil && !errors.Is(err, pflag.ErrHelp) {
 		log.Error("vcard", "err", err)
 	}
 	sink.Close(time.Second)
@@ -43,25 +44,23 @@ func main() {
 	}
 }
 
-func command(log *slog.Logger) *cobra.Command {
-	var mode string
-	var id int
-	cmd := &cobra.Command{
-		Use: "vcard", Short: "One virtual card; started by davitd", Args: cobra.NoArgs,
-		SilenceUsage: true, SilenceErrors: true,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			if mode != "strict" && mode != "available" {
-				return fmt.Errorf("--sandbox=%s: want strict or available", mode)
-			}
-			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGTERM, syscall.SIGINT)
-			defer stop()
-			return run(ctx, log, sandbox.Config{Strict: mode == "strict", ID: id})
-		},
+// start runs with what the command line says.
+func start(log *slog.Logger, args []string) error {
+	fs := pflag.NewFlagSet("vcard", pflag.ContinueOnError)
+	mode := fs.String("sandbox", "strict", "strict: all of it or refuse to run; available: what this user can have, and report the rest")
+	id := fs.Int("id", defaultID, "user and group to become when started by root")
+	if err := fs.Parse(args); err != nil {
+		return err
 	}
-	cmd.SetContext(context.Background())
-	cmd.Flags().StringVar(&mode, "sandbox", "strict", "strict: all of it or refuse to run; available: what this user can have, and report the rest")
-	cmd.Flags().IntVar(&id, "id", defaultID, "user and group to become when started by root")
-	return cmd
+	if fs.NArg() > 0 {
+		return fmt.Errorf("argument %q: vcard takes only flags", fs.Arg(0))
+	}
+	if *mode != "strict" && *mode != "available" {
+		return fmt.Errorf("--sandbox=%s: want strict or available", *mode)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	return run(ctx, log, sandbox.Config{Strict: *mode == "strict", ID: *id})
 }
 
 // run confines the process first and reads foreign bytes afterwards.

@@ -376,7 +376,7 @@ func TestFlags(t *testing.T) {
 	for _, tt := range []struct{ args, want string }{
 		{"--sandbox=none", "want strict or available"},
 		{"--id=0 --sandbox=available", "not an unprivileged one"},
-		{"extra", "unknown command"},
+		{"extra", "takes only flags"},
 		{"", "control socket"}, // no descriptor 3
 	} {
 		cmd := exec.Command(program, strings.Fields(tt.args)...)
