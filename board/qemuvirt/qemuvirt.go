@@ -22,10 +22,12 @@ func Board() board.Board {
 		Name: "qemuvirt",
 		Arch: "arm64",
 		Modules: []string{
+			// Entropy, before the TPM: the kernel draws from the first source it gets,
+			// and each draw from a TPM is a session with elliptic curves in software.
+			"virtio_rng",
 			"tpm_tis",                                                // MMIO TPM
 			"virtio_net",                                             // management network
 			"libnvdimm", "nfit", "nd_pmem", "device_dax", "dax_pmem", // host memory
-			"virtio_rng", // entropy
 		},
 		Consoles:       []string{"ttyAMA0", "hvc0"},
 		TPM:            "/dev/tpmrm0",

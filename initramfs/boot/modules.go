@@ -12,7 +12,6 @@ import (
 	"path/filepath"
 	"strings"
 
-	"github.com/u-root/u-root/pkg/kmodule"
 	"golang.org/x/sys/unix"
 )
 
@@ -67,18 +66,20 @@ func loadModules(paths []string, load func(path string) error) outcome {
 	return o
 }
 
-// loadModule loads one module file, decompressing it if its name says so.
+// loadModule has the kernel load one module file, init_module(2). From the file,
+// so that the kernel knows where it comes from; one that is compressed is
+// decompressed by the kernel, if it was built to.
 func loadModule(path string) error {
 	f, err := os.Open(path)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	if filepath.Ext(path) == ".ko" {
-		// From the file, so that the kernel knows where it comes from.
-		return unix.FinitModule(int(f.Fd()), "", 0)
+	flags := 0
+	if filepath.Ext(path) != ".ko" {
+		flags = unix.MODULE_INIT_COMPRESSED_FILE
 	}
-	return kmodule.FileInit(f, "", 0)
+	return unix.FinitModule(int(f.Fd()), "", flags)
 }
 
 func stepModules(_ context.Context, m *machine) (string, error) {
