@@ -224,7 +224,7 @@ func (r *runner) reconcileRunning(ctx context.Context, obs *Observation, vmm spe
 func (r *runner) reconcileStop(ctx context.Context) time.Time {
 	now := r.svc.cfg.Now()
 	if r.stopBy.IsZero() {
-		r.stopBy, r.asked = now.Add(r.grace), false
+		r.stopBy, r.asked = now.Add(r.rec.grace()), false
 	}
 	if !now.Before(r.stopBy) {
 		r.stopBy, r.asked = now.Add(stopTimeout), true
@@ -240,11 +240,11 @@ func (r *runner) reconcileStop(ctx context.Context) time.Time {
 	call, cancel := context.WithTimeout(ctx, stopTimeout)
 	defer cancel()
 	if err := r.svc.cfg.Host.StopVMM(call, r.spec.Name, r.rec.Generation, false); err != nil {
-		r.phase(spec.PhaseStopping, fmt.Sprintf("the guest cannot be asked to power down: %v; killed %v after the stop", err, r.grace))
+		r.phase(spec.PhaseStopping, fmt.Sprintf("the guest cannot be asked to power down: %v; killed %v after the stop", err, r.rec.grace()))
 		return sooner(now.Add(firstRetry), r.stopBy)
 	}
 	r.asked = true
-	r.phase(spec.PhaseStopping, fmt.Sprintf("asked the guest to power down; killed after %v", r.grace))
+	r.phase(spec.PhaseStopping, fmt.Sprintf("asked the guest to power down; killed after %v", r.rec.grace()))
 	return r.stopBy
 }
 

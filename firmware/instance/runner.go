@@ -48,9 +48,8 @@ type runner struct {
 	backoff   time.Duration
 	stopBy    time.Time // when the VMM is killed (again); zero: it is not being stopped
 	asked     bool      // to power down, since stopBy was set
-	grace     time.Duration
-	lastSeen  string // how it was when it could be seen; empty while it can
-	lacks     string // why the vcard could not be given its disks back; empty when it could
+	lastSeen  string    // how it was when it could be seen; empty while it can
+	lacks     string    // why the vcard could not be given its disks back; empty when it could
 
 	mu          sync.Mutex
 	status      spec.InstanceStatus // guarded by mu
@@ -59,7 +58,7 @@ type runner struct {
 }
 
 func newRunner(s *Service, rec record) *runner {
-	r := &runner{svc: s, spec: rec.Spec, rec: rec, wishes: make(chan wish), gone: make(chan struct{}), grace: 30 * time.Second}
+	r := &runner{svc: s, spec: rec.Spec, rec: rec, wishes: make(chan wish), gone: make(chan struct{})}
 	r.status = spec.InstanceStatus{Spec: rec.Spec, Restarts: rec.Restarts}
 	switch {
 	case rec.Generation == "" && rec.Failure != "":
@@ -179,8 +178,12 @@ func (r *runner) grant(w wish) error {
 	if w.phase == spec.PhaseRunning && r.rec.Desired != spec.PhaseRunning {
 		next.Restarts = 0
 	}
+	next.Grace = nil
 	if w.phase == spec.PhaseStopped {
 		next.Failure = ""
+		if next.Generation != "" {
+			next.Grace = &w.grace
+		}
 	}
 	failure := r.rec.Failure
 	if err := r.save(next); err != nil {
@@ -190,7 +193,6 @@ func (r *runner) grant(w wish) error {
 	if w.phase != spec.PhaseStopped {
 		return nil
 	}
-	r.grace = w.grace
 	switch {
 	case !r.stopBy.IsZero():
 		r.stopBy = r.svc.cfg.Now().Add(w.grace)
@@ -335,7 +337,7 @@ func (r *runner) release(ctx context.Context, change func(*record)) error {
 		}
 	}
 	next := r.rec
-	next.Generation, next.PoolOffset = "", 0
+	next.Generation, next.PoolOffset, next.Grace = "", 0, nil
 	change(&next)
 	if err := r.save(next); err != nil {
 		return err

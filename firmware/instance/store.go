@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/davit-dpu/davit/firmware/spec"
 )
@@ -21,6 +22,19 @@ type record struct {
 	PoolOffset spec.Bytes    `json:"poolOffset,omitempty"` // its memory, while Generation is set
 	Restarts   int           `json:"restarts,omitempty"`
 	Failure    string        `json:"failure,omitempty"` // why it is down although nobody asked for that
+	// Grace is what the stop that is under way gives the guest. Nil, as in records
+	// of agents that did not keep it, is not zero: zero kills at once.
+	Grace *time.Duration `json:"grace,omitempty"`
+}
+
+// defaultGrace is given by a stop of which no record says how much.
+const defaultGrace = 30 * time.Second
+
+func (r *record) grace() time.Duration {
+	if r.Grace == nil {
+		return defaultGrace
+	}
+	return *r.Grace
 }
 
 // store keeps records as DIR/NAME.yaml.
@@ -64,6 +78,9 @@ func (s store) read(name string) (*record, error) {
 	}
 	if r.Spec.Name != name || (r.Desired != spec.PhaseRunning && r.Desired != spec.PhaseStopped) {
 		return nil, fmt.Errorf("record %s: of instance %q, desired %q", name, r.Spec.Name, r.Desired)
+	}
+	if r.Grace != nil && (*r.Grace < 0 || *r.Grace > MaxGrace) {
+		return nil, fmt.Errorf("record %s: grace of %v is not between 0 and %v", name, *r.Grace, MaxGrace)
 	}
 	return &r, nil
 }
