@@ -199,7 +199,7 @@ func (r *runner) reconcileRunning(ctx context.Context, obs *Observation, vmm spe
 	if r.startedAt.IsZero() {
 		r.startedAt = obs.At
 	}
-	r.stopBy, r.asked = time.Time{}, false
+	r.stopBy, r.askAt = time.Time{}, time.Time{}
 	attached := 0
 	for _, d := range obs.devices(r.spec.Name) {
 		// starting: the front end is there, and no driver in the guest yet
@@ -218,34 +218,36 @@ func (r *runner) reconcileRunning(ctx context.Context, obs *Observation, vmm spe
 	return r.keepDevices(ctx, obs)
 }
 
-// reconcileStop asks the guest to power down, until the request was passed on;
-// kills its VMM when the time given to it is over, and repeats the kill until the
-// host says that it is gone.
+// reconcileStop asks the guest to power down, again and again: one that still
+// boots does not hear it, and one that goes down already does not mind. It kills
+// the VMM when the time given to the guest is over, and repeats the kill until
+// the host says that it is gone.
 func (r *runner) reconcileStop(ctx context.Context) time.Time {
 	now := r.svc.cfg.Now()
 	if r.stopBy.IsZero() {
-		r.stopBy, r.asked = now.Add(r.rec.grace()), false
+		r.stopBy, r.askAt = now.Add(r.rec.grace()), now
 	}
 	if !now.Before(r.stopBy) {
-		r.stopBy, r.asked = now.Add(stopTimeout), true
+		r.stopBy = now.Add(stopTimeout)
 		r.phase(spec.PhaseStopping, "killing its vmm")
 		if err := r.kill(ctx); err != nil && ctx.Err() == nil {
 			r.phase(spec.PhaseStopping, fmt.Sprintf("killing its vmm: %v; tried again in %v", err, stopTimeout))
 		}
 		return r.stopBy
 	}
-	if r.asked {
-		return r.stopBy
+	if now.Before(r.askAt) {
+		return sooner(r.askAt, r.stopBy)
 	}
-	call, cancel := context.WithTimeout(ctx, stopTimeout)
+	call, cancel := context.WithTimeout(ctx, min(stopTimeout, r.stopBy.Sub(now)))
 	defer cancel()
 	if err := r.svc.cfg.Host.StopVMM(call, r.spec.Name, r.rec.Generation, false); err != nil {
 		r.phase(spec.PhaseStopping, fmt.Sprintf("the guest cannot be asked to power down: %v; killed %v after the stop", err, r.rec.grace()))
-		return sooner(now.Add(firstRetry), r.stopBy)
+		r.askAt = now.Add(firstRetry)
+		return sooner(r.askAt, r.stopBy)
 	}
-	r.asked = true
+	r.askAt = now.Add(askAgain)
 	r.phase(spec.PhaseStopping, fmt.Sprintf("asked the guest to power down; killed after %v", r.rec.grace()))
-	return r.stopBy
+	return sooner(r.askAt, r.stopBy)
 }
 
 // sooner is the earlier of two times to look again; zero is never.

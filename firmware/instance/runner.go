@@ -21,7 +21,8 @@ import (
 const (
 	startTimeout = 2 * time.Minute // scrubbing and staging of large memories included
 	stopTimeout  = 10 * time.Second
-	MaxGrace     = time.Hour // for a guest's own shutdown
+	askAgain     = 5 * time.Second // between two requests to power down
+	MaxGrace     = time.Hour       // for a guest's own shutdown
 	firstRetry   = time.Second
 	lastRetry    = time.Minute
 	stable       = 5 * time.Minute // a VMM that ran this long starts with a fresh backoff
@@ -47,7 +48,7 @@ type runner struct {
 	retryAt   time.Time
 	backoff   time.Duration
 	stopBy    time.Time // when the VMM is killed (again); zero: it is not being stopped
-	asked     bool      // to power down, since stopBy was set
+	askAt     time.Time // while it is being stopped: when the guest is asked (again) to power down
 	lastSeen  string    // how it was when it could be seen; empty while it can
 	lacks     string    // why the vcard could not be given its disks back; empty when it could
 
@@ -343,7 +344,7 @@ func (r *runner) release(ctx context.Context, change func(*record)) error {
 		return err
 	}
 	r.svc.pool.give(r.spec.Name)
-	r.stopBy, r.startedAt, r.asked = time.Time{}, time.Time{}, false
+	r.stopBy, r.startedAt, r.askAt = time.Time{}, time.Time{}, time.Time{}
 	return nil
 }
 

@@ -65,6 +65,104 @@ func TestGraceOutlivesTheAgent(t *testing.T) {
 	}
 }
 
+// count tells how often the world was called so.
+func (w *world) count(call string) int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	n := 0
+	for _, c := range w.calls {
+		if c == call {
+			n++
+		}
+	}
+	return n
+}
+
+const askDemo, killDemo = "stop demo force=false", "stop demo force=true"
+
+// A guest that still boots does not hear the power button.
+func TestGuestIsAskedToPowerDownUntilItListens(t *testing.T) {
+	inWorld(t, "", func(t *testing.T, w *world, _ string) {
+		w.stubborn = true
+		must(t, w.svc.Start(t.Context(), "demo"))
+		w.expect(t, spec.PhaseRunning, "")
+		must(t, w.svc.Stop(t.Context(), "demo", time.Minute))
+		for range 12 {
+			w.expect(t, spec.PhaseStopping, "asked the guest to power down")
+			w.show() // what is reported meanwhile makes it no more urgent
+			time.Sleep(time.Second)
+		}
+		w.change(func() { w.stubborn = false })
+		time.Sleep(askAgain)
+		w.expect(t, spec.PhaseStopped, "as asked")
+		if asked, killed := w.count(askDemo), w.count(killDemo); asked != 4 || killed != 0 {
+			t.Errorf("asked %d times, want 4 (after 0, 5, 10 and 15 s), and killed %d times", asked, killed)
+		}
+	})
+}
+
+// The grace bounds the requests, and a kill ends them.
+func TestGuestIsNotAskedAfterItsGrace(t *testing.T) {
+	inWorld(t, "", func(t *testing.T, w *world, _ string) {
+		w.stubborn, w.deaf = true, true
+		must(t, w.svc.Start(t.Context(), "demo"))
+		w.expect(t, spec.PhaseRunning, "")
+		must(t, w.svc.Stop(t.Context(), "demo", 7*time.Second))
+		time.Sleep(time.Minute)
+		w.expect(t, spec.PhaseStopping, "killing")
+		if asked, killed := w.count(askDemo), w.count(killDemo); asked != 2 || killed != 6 {
+			t.Errorf("asked %d times, want 2 (after 0 and 5 s), killed %d times, want 6 (after 7, 17, … 57 s)", asked, killed)
+		}
+		w.change(func() { w.deaf = false })
+		time.Sleep(stopTimeout)
+		w.expect(t, spec.PhaseStopped, "")
+	})
+}
+
+// Whoever asks next does not know whether the last one was heard.
+func TestPowerDownIsAskedAgainByTheNextAgent(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		w.stubborn = true
+		stop := w.open(t, dir)
+		must(t, w.svc.Create(demo("")))
+		must(t, w.svc.Start(t.Context(), "demo"))
+		w.expect(t, spec.PhaseRunning, "")
+		must(t, w.svc.Stop(t.Context(), "demo", time.Minute))
+		w.expect(t, spec.PhaseStopping, "asked the guest")
+		stop()
+		w.stubborn = false
+		stop = w.open(t, dir)
+		defer stop()
+		w.expect(t, spec.PhaseStopped, "as asked")
+		if n := w.count(killDemo); n != 0 {
+			t.Errorf("killed %d times", n)
+		}
+	})
+}
+
+// A vcard that was restarted connects to QMP some time later.
+func TestPowerDownIsAskedAgainOfTheNextVcard(t *testing.T) {
+	inWorld(t, "", func(t *testing.T, w *world, _ string) {
+		w.stubborn = true
+		must(t, w.svc.Start(t.Context(), "demo"))
+		w.expect(t, spec.PhaseRunning, "")
+		must(t, w.svc.Stop(t.Context(), "demo", time.Minute))
+		w.expect(t, spec.PhaseStopping, "asked the guest")
+		w.change(func() { w.serving, w.host = false, false })
+		w.expect(t, spec.PhaseUnknown, "last seen stopping")
+		time.Sleep(askAgain)
+		w.change(func() { w.serving, w.host, w.stubborn, w.fail = true, true, false, askDemo })
+		w.expect(t, spec.PhaseStopping, "injected")
+		time.Sleep(firstRetry)
+		w.expect(t, spec.PhaseStopped, "as asked")
+		if n := w.count(killDemo); n != 0 {
+			t.Errorf("killed %d times", n)
+		}
+	})
+}
+
 func TestRecordWithAGraceThatNobodyCanGive(t *testing.T) {
 	dir := t.TempDir()
 	records := store{dir}
