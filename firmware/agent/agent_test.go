@@ -5,6 +5,7 @@ package agent
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -13,6 +14,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/davit-dpu/davit/firmware/control"
+	"github.com/davit-dpu/davit/firmware/instance"
 	"github.com/davit-dpu/davit/firmware/spec"
 )
 
@@ -121,5 +124,24 @@ func TestOpArguments(t *testing.T) {
 	}
 	if err := (StopArgs{Name: "demo", GraceSeconds: 3600}).Validate(); err != nil {
 		t.Error(err)
+	}
+}
+
+// A start without an answer is no start that failed: its VMM may run.
+func TestStartErrorTellsWhatMayHaveHappened(t *testing.T) {
+	for _, tt := range []struct {
+		err  error
+		lost bool
+	}{
+		{nil, false},
+		{&control.Error{Code: "no-host", Text: "the session ended"}, true},
+		{fmt.Errorf("vcard closed the connection: %w", control.ErrClosed), true},
+		{&control.Error{Code: "host", Text: "no room"}, false},
+		{context.DeadlineExceeded, false},
+	} {
+		err := startError(tt.err)
+		if !errors.Is(err, tt.err) || errors.Is(err, instance.ErrHostLost) != tt.lost {
+			t.Errorf("%v became %v, want it lost: %v", tt.err, err, tt.lost)
+		}
 	}
 }

@@ -384,6 +384,15 @@ func (l *vcardLink) StartVMM(ctx context.Context, order spec.VMMOrder, kernel, i
 		return err
 	}
 	_, err = c.StartVMM(ctx, order, kernel, initrd)
+	return startError(err)
+}
+
+// startError tells a start that did not take place from one whose end nobody
+// saw: the host's session or the vcard may have ended behind the order.
+func startError(err error) error {
+	if errors.Is(err, control.ErrNoHost) || errors.Is(err, control.ErrClosed) {
+		return fmt.Errorf("%w: %w", instance.ErrHostLost, err)
+	}
 	return err
 }
 

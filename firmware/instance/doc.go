@@ -17,7 +17,10 @@
 //	pending: wanted to run, and waits for the host or for the next try.
 //
 // A start is written down (generation, memory range) before its first effect,
-// so that an agent that dies in the middle finds what it must adopt or undo.
+// so that an agent that dies in the middle finds what it must adopt or undo. When
+// only the answer got lost, the host's next report decides: a VMM that runs is
+// adopted, one that ended is judged, and one of which the host knows nothing never
+// was, so that the next try is no restart.
 //
 // Package instance does not know mailboxes, keys, TPMs or the bus. It sees its
 // host through the interface Host and the Observations that the agent hands in,

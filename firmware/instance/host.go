@@ -4,6 +4,7 @@ package instance
 
 import (
 	"context"
+	"errors"
 	"os"
 	"time"
 
@@ -19,6 +20,10 @@ type Device struct {
 	MemorySize   spec.Bytes
 }
 
+// ErrHostLost says that the way to the host ended before its answer came: nobody
+// knows whether it did what it was asked.
+var ErrHostLost = errors.New("the host went away before it answered")
+
 // Host is what an instance needs of the vcard that serves its host. Calls end
 // when ctx does. Files are borrowed for the duration of the call.
 type Host interface {
@@ -27,7 +32,8 @@ type Host interface {
 	// RemoveDevice drains a disk and revokes its access. A missing one is no error.
 	RemoveDevice(ctx context.Context, instance, name string) error
 	// StartVMM scrubs the instance's memory, places the boot files in it and has
-	// the host start the VMM. Kernel and initrd are nil without a kernel.
+	// the host start the VMM. Kernel and initrd are nil without a kernel. After
+	// ErrHostLost the VMM may run.
 	StartVMM(ctx context.Context, order spec.VMMOrder, kernel, initrd *os.File) error
 	// StopVMM asks the guest to power down, or with force has the VMM killed. It
 	// returns when the request has been passed on.

@@ -4,6 +4,7 @@ package instance
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -34,6 +35,9 @@ func (r *runner) view(obs *Observation) (view, spec.VMMStatus) {
 	case ok:
 		return viewGone, v
 	}
+	if !r.rec.Ran {
+		return viewGone, spec.VMMStatus{Reason: "the host has no vmm of it, and knows of none that ended"}
+	}
 	return viewGone, spec.VMMStatus{Reason: "the host no longer has it, and gave no report"}
 }
 
@@ -44,6 +48,9 @@ func (r *runner) reconcile(ctx context.Context, obs *Observation) time.Time {
 	v, vmm := r.view(obs)
 	if v != viewBlind {
 		r.lastSeen = ""
+	}
+	if v == viewRunning {
+		r.ran()
 	}
 	switch {
 	case v == viewNone && running:
@@ -60,7 +67,7 @@ func (r *runner) reconcile(ctx context.Context, obs *Observation) time.Time {
 	case v == viewRunning:
 		return sooner(r.reconcileStop(ctx), r.keepDevices(ctx, obs)) // its guest has still to write
 	}
-	return r.reconcileGone(ctx, vmm)
+	return r.reconcileGone(ctx, obs, vmm)
 }
 
 func (r *runner) reconcileStart(ctx context.Context, obs *Observation) time.Time {
@@ -90,9 +97,15 @@ func (r *runner) reconcileStart(ctx context.Context, obs *Observation) time.Time
 }
 
 // failStart undoes a start. When the host cannot say that no VMM was started,
-// the memory stays reserved and the next observation decides.
+// the memory stays reserved and the next observation decides: what was started
+// nevertheless is adopted.
 func (r *runner) failStart(ctx context.Context, err error) time.Time {
-	v := verdict{spec.PhaseFailed, fmt.Sprintf("start: %v", err), r.spec.Restart != "" && r.spec.Restart != spec.RestartNever}
+	v := verdict{phase: spec.PhaseFailed, reason: fmt.Sprintf("start: %v", err), again: r.spec.Restart != "" && r.spec.Restart != spec.RestartNever}
+	if errors.Is(err, ErrHostLost) {
+		r.startedAt = r.svc.cfg.Now() // what was seen before tells nothing of it
+		r.phase(spec.PhaseUnknown, v.reason+"; whether the vmm was started is not known")
+		return time.Time{}
+	}
 	if r.rec.Generation != "" {
 		if kill := r.kill(ctx); kill != nil {
 			r.startedAt = r.svc.cfg.Now()
@@ -112,13 +125,15 @@ type verdict struct {
 	phase  spec.Phase
 	reason string
 	again  bool // it is started again
+	unrun  bool // the order for the VMM was lost: the next try is no restart
 }
 
 func (v verdict) apply(next *record) {
-	if v.again {
-		next.Restarts++
-	} else {
+	switch {
+	case !v.again:
 		next.Desired = spec.PhaseStopped // a later agent must not start it either
+	case !v.unrun:
+		next.Restarts++
 	}
 	if v.again || v.phase == spec.PhaseFailed {
 		next.Failure = v.reason
@@ -258,13 +273,9 @@ func sooner(a, b time.Time) time.Time {
 	return a
 }
 
-func (r *runner) reconcileGone(ctx context.Context, vmm spec.VMMStatus) time.Time {
-	if vmm.State == "" {
-		// No report: the order of an agent that died may be under way there.
-		if err := r.kill(ctx); err != nil {
-			r.phase(spec.PhaseUnknown, "the host does not have its vmm, and does not say that it never will: "+err.Error())
-			return r.svc.cfg.Now().Add(firstRetry)
-		}
+func (r *runner) reconcileGone(ctx context.Context, obs *Observation, vmm spec.VMMStatus) time.Time {
+	if vmm.State == "" && (r.ruledOut.IsZero() || obs.At.Before(r.ruledOut)) {
+		return r.ruleOut(ctx)
 	}
 	if !r.startedAt.IsZero() && r.svc.cfg.Now().Sub(r.startedAt) > stable {
 		r.backoff = 0
@@ -277,15 +288,31 @@ func (r *runner) reconcileGone(ctx context.Context, vmm spec.VMMStatus) time.Tim
 	return r.tell(v)
 }
 
+// ruleOut makes sure of a VMM of which the host says nothing: the order of an
+// agent that died, or of an earlier connection, may be under way there. What is
+// seen after the kill is the truth: nothing, or how the VMM ended after all.
+func (r *runner) ruleOut(ctx context.Context) time.Time {
+	if err := r.kill(ctx); err != nil {
+		r.phase(spec.PhaseUnknown, "the host does not have its vmm, and does not say that it never will: "+err.Error())
+		return r.svc.cfg.Now().Add(firstRetry)
+	}
+	r.ruledOut = r.svc.cfg.Now()
+	r.phase(spec.PhaseUnknown, "the host does not have its vmm, and was told to start none")
+	return time.Time{}
+}
+
 // judge decides what becomes of an instance whose VMM is gone.
 func (r *runner) judge(vmm spec.VMMStatus) verdict {
 	if r.rec.Desired == spec.PhaseStopped {
-		return verdict{spec.PhaseStopped, "stopped as asked: " + vmm.Reason, false}
+		return verdict{phase: spec.PhaseStopped, reason: "stopped as asked: " + vmm.Reason}
 	}
 	policy := r.spec.Restart
 	again := policy == spec.RestartAlways || policy == spec.RestartOnFailure && !vmm.Clean
-	if vmm.Clean {
-		return verdict{spec.PhaseStopped, "the guest shut itself down", again}
+	switch {
+	case vmm.Clean:
+		return verdict{phase: spec.PhaseStopped, reason: "the guest shut itself down", again: again}
+	case vmm.State == "" && !r.rec.Ran:
+		return verdict{phase: spec.PhaseFailed, reason: "start: the order was not carried out: " + vmm.Reason, again: again, unrun: true}
 	}
-	return verdict{spec.PhaseFailed, "vmm exited: " + vmm.Reason, again}
+	return verdict{phase: spec.PhaseFailed, reason: "vmm exited: " + vmm.Reason, again: again}
 }

@@ -82,7 +82,7 @@ func TestOrderThatIsUnderWayKeepsItsMemory(t *testing.T) {
 		stop()
 		w.calls = nil
 		stop = w.open(t, dir)
-		w.expect(t, spec.PhaseFailed, "gave no report")
+		w.expect(t, spec.PhaseFailed, "not carried out")
 		kill, remove := slices.Index(w.calls, "stop demo force=true"), slices.Index(w.calls, "remove root")
 		if kill < 0 || remove < kill {
 			t.Errorf("released before the host was told to kill it: %v", w.calls)

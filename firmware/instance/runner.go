@@ -45,6 +45,7 @@ type runner struct {
 
 	rec       record
 	startedAt time.Time // when the VMM was last ordered or adopted
+	ruledOut  time.Time // when the host agreed that it has no such VMM and will start none; zero: not asked
 	retryAt   time.Time
 	backoff   time.Duration
 	stopBy    time.Time // when the VMM is killed (again); zero: it is not being stopped
@@ -242,7 +243,22 @@ func (r *runner) start(ctx context.Context) error {
 		return err
 	}
 	r.startedAt = r.svc.cfg.Now()
+	r.ran()
 	return nil
+}
+
+// ran keeps that the order was carried out: a VMM of which the host knows nothing
+// any more is then one that ended with it, and not one that never was.
+func (r *runner) ran() {
+	if r.rec.Ran {
+		return
+	}
+	next := r.rec
+	next.Ran = true
+	if err := r.save(next); err != nil { // no reason to end what runs
+		r.svc.cfg.Log.Warn("the record does not say that the vmm runs", "instance", r.spec.Name, "err", err)
+	}
+	r.rec = next
 }
 
 // order gives the host its part: devices first, all or none, then the VMM.
@@ -338,13 +354,13 @@ func (r *runner) release(ctx context.Context, change func(*record)) error {
 		}
 	}
 	next := r.rec
-	next.Generation, next.PoolOffset, next.Grace = "", 0, nil
+	next.Generation, next.PoolOffset, next.Ran, next.Grace = "", 0, false, nil
 	change(&next)
 	if err := r.save(next); err != nil {
 		return err
 	}
 	r.svc.pool.give(r.spec.Name)
-	r.stopBy, r.startedAt, r.askAt = time.Time{}, time.Time{}, time.Time{}
+	r.stopBy, r.startedAt, r.askAt, r.ruledOut = time.Time{}, time.Time{}, time.Time{}, time.Time{}
 	return nil
 }
 

@@ -34,6 +34,8 @@ type world struct {
 	stubborn bool   // guests ignore a power-down
 	deaf     bool   // the host says that it kills, and does not
 	hold     bool   // the host does not answer a start before its caller gives up
+	cut      bool   // the way to the host ends with the next start, before the answer
+	deliver  bool   // but the order arrived
 }
 
 func newWorld() *world {
@@ -89,8 +91,14 @@ func (w *world) StartVMM(ctx context.Context, o spec.VMMOrder, kernel, _ *os.Fil
 			return fmt.Errorf("kernel is %q, %v", text, err)
 		}
 	}
-	w.vmms[o.Instance] = spec.VMMStatus{Instance: o.Instance, Generation: o.Generation, State: spec.VMMRunning}
+	if !w.cut || w.deliver {
+		w.vmms[o.Instance] = spec.VMMStatus{Instance: o.Instance, Generation: o.Generation, State: spec.VMMRunning}
+	}
 	go w.show()
+	if w.cut {
+		w.cut, w.host = false, false
+		return fmt.Errorf("%w: bus session ended", ErrHostLost)
+	}
 	return nil
 }
 
@@ -105,6 +113,9 @@ func (w *world) StopVMM(_ context.Context, instance, generation string, force bo
 		v.State, v.Reason, v.Clean = spec.VMMExited, "told to", !force
 		w.vmms[instance] = v
 		go w.show()
+	}
+	if force && (!ok || v.Generation != generation) {
+		go w.show() // the next look
 	}
 	return nil
 }

@@ -20,6 +20,7 @@ type record struct {
 	Desired    spec.Phase    `json:"desired"`              // running or stopped
 	Generation string        `json:"generation,omitempty"` // of the VMM that was ordered; empty: none can be there
 	PoolOffset spec.Bytes    `json:"poolOffset,omitempty"` // its memory, while Generation is set
+	Ran        bool          `json:"ran,omitempty"`        // the host said that it runs: an order that was carried out
 	Restarts   int           `json:"restarts,omitempty"`
 	Failure    string        `json:"failure,omitempty"` // why it is down although nobody asked for that
 	// Grace is what the stop that is under way gives the guest. Nil, as in records

@@ -173,10 +173,14 @@ func (l *link) within(ctx context.Context) (context.Context, context.CancelFunc)
 	return ctx, func() { stop(); cancel(nil) }
 }
 
-// hostError turns what happened to an order into a decision.
+// hostError turns what happened to an order into a decision. ErrHost is the
+// host's own word; ErrNoHost leaves open what became of the order.
 func hostError(l *link, err error) error {
+	var refused *bus.HostError
 	switch {
-	case l.ctx.Err() != nil:
+	case errors.As(err, &refused):
+		return fmt.Errorf("%w: %w", control.ErrHost, err)
+	case l.ctx.Err() != nil || l.session.Err() != nil || errors.Is(err, bus.ErrClosed): // the orders end before ctx does
 		return fmt.Errorf("%w: the session ended: %w", control.ErrNoHost, err)
 	case errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded):
 		return err

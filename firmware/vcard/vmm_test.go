@@ -240,6 +240,49 @@ func TestGenerationsGuardDevices(t *testing.T) {
 	}
 }
 
+// TestHostErrorTellsARefusalFromALostOrder: the moment at which each part of a
+// session ends is nobody's to choose.
+func TestHostErrorTellsARefusalFromALostOrder(t *testing.T) {
+	t.Parallel()
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	refused := fmt.Errorf("order: %w", &bus.HostError{Reason: "no room"})
+	for _, tt := range []struct {
+		name string
+		ctx  context.Context
+		err  error
+		want error
+	}{
+		{"refused", t.Context(), refused, control.ErrHost},
+		{"refused, then the session ended", ended, refused, control.ErrHost},
+		{"no answer, the session is not over yet", t.Context(), fmt.Errorf("order: %w", bus.ErrClosed), control.ErrNoHost},
+		{"no answer, the session is over", ended, context.Canceled, control.ErrNoHost},
+		{"given up", t.Context(), context.DeadlineExceeded, context.DeadlineExceeded},
+	} {
+		if err := hostError(&link{ctx: tt.ctx, session: new(bus.Session)}, tt.err); !errors.Is(err, tt.want) {
+			t.Errorf("%s: got %v, want %v", tt.name, err, tt.want)
+		}
+	}
+}
+
+// TestHostHangsUpDuringAStart: an order without an answer was not refused, and
+// the next session tells what became of it.
+func TestHostHangsUpDuringAStart(t *testing.T) {
+	t.Parallel()
+	path, _, _ := startCard(t)
+	r := vcardtest.NewRig(t)
+	c := r.Connect(path, nil)
+	addRoot(t, r, c, r.Volume(1<<20))
+	r.Host.HangUp()
+	if _, err := c.StartVMM(r.Context(), webOrder(gen1), file(t, []byte("k")), nil); !errors.Is(err, control.ErrNoHost) {
+		t.Errorf("got %v, want ErrNoHost", err)
+	}
+	r.Until(c, "the VMM is found", func(st *control.Status) bool {
+		v := vmmOf(st, gen1)
+		return st.Host.Phase == spec.PhaseReady && st.Host.Sessions == 2 && v != nil && v.State == spec.VMMRunning
+	})
+}
+
 // TestHostRestarts: what a new session lists is the truth.
 func TestHostRestarts(t *testing.T) {
 	t.Parallel()

@@ -29,6 +29,7 @@ type Host struct {
 	mu        sync.Mutex
 	refuse    string                    // guarded by mu
 	stillborn bool                      // guarded by mu
+	hangUp    bool                      // guarded by mu
 	vmms      map[string]spec.VMMStatus // guarded by mu; by instance
 	orders    []spec.VMMOrder           // guarded by mu
 	qmp       map[string]*qmpServer     // guarded by mu; by instance
@@ -95,10 +96,22 @@ func (h *Host) Stillborn() {
 	h.stillborn = true
 }
 
+// HangUp makes the host carry out the next start and end the session in place
+// of its answer.
+func (h *Host) HangUp() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.hangUp = true
+}
+
 // Start implements bus.VMMs.
 func (h *Host) Start(_ context.Context, order spec.VMMOrder) (spec.VMMStatus, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if s, _ := h.session.Get(); h.hangUp && s != nil {
+		h.hangUp = false
+		defer s.Close("restart") // before the answer is sent
+	}
 	if h.refuse != "" {
 		return spec.VMMStatus{}, errors.New(h.refuse)
 	}
