@@ -81,6 +81,7 @@ func (e *HostError) Error() string { return "the host refused: " + e.Reason }
 type Orders struct {
 	c     *Channel
 	event func(spec.VMMStatus)
+	turn  chan struct{} // cap 1: held from giving a request its number until it is sent
 
 	mu      sync.Mutex
 	next    uint64                          // guarded by mu
@@ -91,7 +92,7 @@ type Orders struct {
 // for orders to be answered; event is called by Run for each VMM whose state
 // changed, one at a time.
 func NewOrders(s *Session, event func(spec.VMMStatus)) *Orders {
-	return &Orders{c: s.Control(), event: event, waiting: map[uint64]chan *controlMessage{}}
+	return &Orders{c: s.Control(), event: event, turn: make(chan struct{}, 1), waiting: map[uint64]chan *controlMessage{}}
 }
 
 // Run receives answers and events until ctx or the session ends. A host that
@@ -180,27 +181,10 @@ func (o *Orders) List(ctx context.Context) ([]spec.VMMStatus, error) {
 
 func (o *Orders) ask(ctx context.Context, m *controlMessage) (*controlMessage, error) {
 	ch := make(chan *controlMessage, 1)
-	o.mu.Lock()
-	if o.waiting == nil {
-		o.mu.Unlock()
-		return nil, ErrClosed
-	}
-	o.next++
-	m.ID = o.next
-	o.waiting[m.ID] = ch
-	o.mu.Unlock()
-	defer func() {
-		o.mu.Lock()
-		delete(o.waiting, m.ID)
-		o.mu.Unlock()
-	}()
-	b, err := marshal(m)
-	if err != nil {
+	if err := o.send(ctx, m, ch); err != nil {
 		return nil, err
 	}
-	if err := o.c.WriteRecord(ctx, b); err != nil {
-		return nil, err
-	}
+	defer o.forget(m.ID)
 	select {
 	case answer, ok := <-ch:
 		if !ok {
@@ -213,4 +197,38 @@ func (o *Orders) ask(ctx context.Context, m *controlMessage) (*controlMessage, e
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
+}
+
+// send gives a request the next number and sends it. Numbers rise on the wire as
+// they are given, whoever asks at the same time; a host takes nothing else.
+func (o *Orders) send(ctx context.Context, m *controlMessage, answer chan *controlMessage) error {
+	select {
+	case o.turn <- struct{}{}:
+		defer func() { <-o.turn }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	o.mu.Lock()
+	if o.waiting == nil {
+		o.mu.Unlock()
+		return ErrClosed
+	}
+	o.next++
+	m.ID = o.next
+	o.waiting[m.ID] = answer
+	o.mu.Unlock()
+	b, err := marshal(m)
+	if err == nil {
+		err = o.c.WriteRecord(ctx, b)
+	}
+	if err != nil {
+		o.forget(m.ID)
+	}
+	return err
+}
+
+func (o *Orders) forget(id uint64) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	delete(o.waiting, id)
 }

@@ -5,8 +5,10 @@ package bus
 import (
 	"context"
 	"errors"
+	"fmt"
 	"reflect"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -87,6 +89,25 @@ func TestOrders(t *testing.T) {
 		if _, err := orders.List(t.Context()); !errors.Is(err, ErrClosed) {
 			t.Errorf("list after the end: %v", err)
 		}
+	})
+}
+
+// TestOrdersOfManyAtOnce: numbers rise on the wire, or the host ends the session.
+func TestOrdersOfManyAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		card, host := pair(t)
+		go func() { host.Close(fmt.Sprint(ServeOrders(t.Context(), host, &fakeVMMs{}, nil))) }()
+		orders := NewOrders(card, func(spec.VMMStatus) {})
+		go func() { _ = orders.Run(t.Context()) }()
+		var wg sync.WaitGroup
+		for range 200 {
+			wg.Go(func() {
+				if _, err := orders.List(t.Context()); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
 	})
 }
 
