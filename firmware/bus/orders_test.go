@@ -29,12 +29,19 @@ type fakeVMMs struct {
 	started []spec.VMMOrder
 	killed  []VMMRef
 	err     error
+	hold    chan struct{} // a start takes until it is closed, if there is one
+	busy    int           // calls under way; no lock: they are made one at a time
 }
 
 func (f *fakeVMMs) Start(_ context.Context, o spec.VMMOrder) (spec.VMMStatus, error) {
 	if f.err != nil {
 		return spec.VMMStatus{}, f.err
 	}
+	f.busy++
+	if f.hold != nil {
+		<-f.hold
+	}
+	f.busy--
 	f.started = append(f.started, o)
 	return spec.VMMStatus{Instance: o.Instance, Generation: o.Generation, State: spec.VMMRunning}, nil
 }
@@ -108,6 +115,73 @@ func TestOrdersOfManyAtOnce(t *testing.T) {
 			})
 		}
 		wg.Wait()
+	})
+}
+
+// TestSlowOrderHoldsUpNoEvent: the end of a VMM is told while another is being
+// started, and the orders behind it wait for their turn.
+func TestSlowOrderHoldsUpNoEvent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		card, host := pair(t)
+		vmms, states := &fakeVMMs{hold: make(chan struct{})}, make(chan spec.VMMStatus)
+		go func() { _ = ServeOrders(t.Context(), host, vmms, states) }()
+		events := make(chan spec.VMMStatus, 1)
+		orders := NewOrders(card, func(st spec.VMMStatus) { events <- st })
+		go func() { _ = orders.Run(t.Context()) }()
+		answered := make(chan error, 2)
+		go func() {
+			_, err := orders.Start(t.Context(), testOrder())
+			answered <- err
+		}()
+		synctest.Wait()
+		go func() { answered <- orders.Kill(t.Context(), VMMRef{"db", testGeneration}) }()
+		synctest.Wait()
+		select {
+		case states <- spec.VMMStatus{Instance: "db", Generation: testGeneration, State: spec.VMMExited, Reason: "signal: killed"}:
+		case <-time.After(time.Minute):
+			t.Fatal("nobody takes an event while an order is carried out")
+		}
+		synctest.Wait()
+		if len(events) != 1 || len(answered) != 0 || len(vmms.killed) != 0 {
+			t.Errorf("while the start takes its time: %d events, %d answers, killed %v", len(events), len(answered), vmms.killed)
+		}
+		close(vmms.hold)
+		if err := errors.Join(<-answered, <-answered); err != nil || len(vmms.killed) != 1 {
+			t.Errorf("afterwards: %v, killed %v", err, vmms.killed)
+		}
+	})
+}
+
+// TestOrdersEndWithTheirSession: the one under way is seen to its end, so that
+// the next session finds nothing in motion; those behind it are not begun.
+func TestOrdersEndWithTheirSession(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		card, host := pair(t)
+		vmms := &fakeVMMs{hold: make(chan struct{})}
+		served := make(chan error, 1)
+		go func() { served <- ServeOrders(t.Context(), host, vmms, nil) }()
+		orders := NewOrders(card, func(spec.VMMStatus) {})
+		go func() { _ = orders.Run(t.Context()) }()
+		for range 3 {
+			go func() {
+				if st, err := orders.Start(t.Context(), testOrder()); err == nil {
+					t.Errorf("answered %+v after the end", st)
+				}
+			}()
+		}
+		synctest.Wait()
+		card.Close("restart")
+		synctest.Wait()
+		if len(served) != 0 || vmms.busy != 1 {
+			t.Errorf("serving ended with %d orders under way", vmms.busy)
+		}
+		close(vmms.hold)
+		if err := <-served; !errors.Is(err, ErrPeerBye) {
+			t.Errorf("serving ended with %v", err)
+		}
+		if vmms.busy != 0 || len(vmms.started) != 1 {
+			t.Errorf("%d orders are under way, %d were carried out", vmms.busy, len(vmms.started))
+		}
 	})
 }
 

@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/davit-dpu/davit/firmware/spec"
 )
 
@@ -27,31 +29,61 @@ const maxOrdersUnderWay = 16
 // ServeOrders is the host's end of the control channel: it carries out orders
 // in their order of arrival and sends events, until ctx or the session ends.
 // An order's error becomes the refusal that the card sees.
+//
+//	control channel ─► readOrders ─► carryOutAll ─► sendAll ─► control channel
+//	                                  (calls VMMs)    ▲
+//	                                        events ───┘
+//
+// Each has a goroutine of its own, so that an order that takes its time holds up
+// no event; an event may therefore overtake the answer to an order that it
+// follows from. No order is under way when ServeOrders returns, and one that was not
+// begun when the session ended is not carried out: the card does not wait for it.
 func ServeOrders(ctx context.Context, s *Session, vmms VMMs, events <-chan spec.VMMStatus) error {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
 	orders := make(chan *controlMessage, maxOrdersUnderWay)
-	go func() {
-		defer close(orders)
-		cancel(readOrders(ctx, s.Control(), orders))
-	}()
+	answers := make(chan *controlMessage)
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return readOrders(ctx, s.Control(), orders) })
+	g.Go(func() error { return carryOutAll(ctx, vmms, orders, answers) })
+	g.Go(func() error { return sendAll(ctx, s.Control(), answers, events) })
+	return g.Wait()
+}
+
+// sendAll is the only writer of the host's control channel.
+func sendAll(ctx context.Context, c *Channel, answers <-chan *controlMessage, events <-chan spec.VMMStatus) error {
 	for {
-		var answer *controlMessage
+		var m *controlMessage
 		select {
-		case m, ok := <-orders:
-			if !ok {
-				return context.Cause(ctx)
-			}
-			answer = carryOut(ctx, vmms, m)
+		case m = <-answers:
 		case ev := <-events:
-			answer = &controlMessage{VMMs: []spec.VMMStatus{ev}}
+			m = &controlMessage{VMMs: []spec.VMMStatus{ev}}
+		case <-ctx.Done():
+			return ctx.Err()
 		}
-		b, err := marshal(answer)
+		b, err := marshal(m)
 		if err == nil {
-			err = s.Control().WriteRecord(ctx, b)
+			err = c.WriteRecord(ctx, b)
 		}
 		if err != nil {
 			return err
+		}
+	}
+}
+
+// carryOutAll is the only caller of vmms.
+func carryOutAll(ctx context.Context, vmms VMMs, orders <-chan *controlMessage, answers chan<- *controlMessage) error {
+	for {
+		var m *controlMessage
+		select {
+		case m = <-orders:
+		case <-ctx.Done():
+		}
+		if ctx.Err() != nil { // also when both were ready
+			return ctx.Err()
+		}
+		select {
+		case answers <- carryOut(ctx, vmms, m):
+		case <-ctx.Done():
+			return ctx.Err()
 		}
 	}
 }
