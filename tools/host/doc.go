@@ -25,11 +25,15 @@
 // to serve that device: a QEMU that is connected waits for answers with its main loop
 // stopped, one that cannot connect tries again every 100 ms with its guest running.
 //
+// QEMU's output goes to a file that outlives a Host, as QEMU does. The Host looks at
+// it every second and gives back the space of its middle, on file systems that know
+// holes.
+//
 // Run directory (flock on RUN/lock; one Host at a time):
 //
 //	RUN/vmm/INSTANCE/{order.json,pid.json,log,qmp.sock,console.sock,diskN.sock,vars.fd}
 //	RUN/exited/INSTANCE.json   how the last VMM of an instance ended
-//	RUN/logs/INSTANCE.log      its output
+//	RUN/logs/INSTANCE.log      its output: beginning and end, at most 512 KiB
 //	RUN/mailbox.sock           the door
 //	RUN/accel.json             whether KVM ran a guest, asked once per boot
 //

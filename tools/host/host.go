@@ -304,14 +304,16 @@ func (h *Host) watchLocked(v *vmm) {
 	h.publishLocked()
 	h.watching.Go(func() {
 		ctx, cancel := context.WithCancel(context.Background())
-		pumped := make(chan struct{})
-		go func() {
-			defer close(pumped)
-			v.console.pump(ctx)
-		}()
+		var tasks sync.WaitGroup
+		tasks.Go(func() { v.console.pump(ctx) })
+		tasks.Go(func() {
+			if err := boundLog(ctx, filepath.Join(v.dir, logFile)); err != nil { // the VMM is worth more than the space
+				h.log.Warn("the VMM's output is not bounded", "instance", v.order.Instance, "err", err)
+			}
+		})
 		reason, err := v.await()
 		cancel()
-		<-pumped
+		tasks.Wait()
 		if err != nil {
 			h.log.Debug("VMM left to the next hostd", "instance", v.order.Instance, "reason", err)
 			return

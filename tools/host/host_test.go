@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -30,6 +31,9 @@ func TestMain(m *testing.M) {
 	os.Exit(fakeQEMU(os.Args[1:]))
 }
 
+// babble is how much the guests of that name make QEMU say.
+const babble = 8 << 20
+
 // fakeQEMU does what the instance's name says.
 func fakeQEMU(args []string) int {
 	if slices.Contains(args, "-help") {
@@ -46,6 +50,14 @@ func fakeQEMU(args []string) int {
 		if err := unix.Futimes(2, []unix.Timeval{{}, {}}); err != nil {
 			return 4
 		}
+		return 3
+	case "guest=babble", "guest=babbler":
+		term := make(chan os.Signal, 1)
+		signal.Notify(term, unix.SIGTERM)
+		fmt.Fprintln(os.Stderr, "qemu: first")
+		_, _ = os.Stderr.Write(bytes.Repeat([]byte("qemu: virtio: bogus\n"), babble/20))
+		<-term
+		fmt.Fprintln(os.Stderr, "qemu: cannot")
 		return 3
 	case "guest=fine":
 		fmt.Fprintln(os.Stderr, "qemu: terminating")

@@ -22,6 +22,9 @@ import (
 // ErrBusy says that another hostd uses the run directory.
 var ErrBusy = errors.New("another hostd uses this run directory")
 
+// logFile is a VMM's output in its directory.
+const logFile = "log"
+
 // runDir is the directory through which a Host finds its predecessors' VMMs.
 type runDir struct {
 	path string // absolute
@@ -149,7 +152,7 @@ func (d *runDir) tombstones() (map[string]spec.VMMStatus, error) {
 // bury records how a VMM ended, keeps its output and removes its directory.
 func (d *runDir) bury(st spec.VMMStatus) error {
 	err := writeJSON(d.exited(st.Instance), st)
-	if rerr := os.Rename(filepath.Join(d.vmm(st.Instance), "log"), d.log(st.Instance)); rerr != nil && !errors.Is(rerr, fs.ErrNotExist) {
+	if rerr := keepLog(d.log(st.Instance), filepath.Join(d.vmm(st.Instance), logFile)); rerr != nil && !errors.Is(rerr, fs.ErrNotExist) {
 		err = errors.Join(err, rerr)
 	}
 	if err := errors.Join(err, os.RemoveAll(d.vmm(st.Instance))); err != nil {

@@ -67,7 +67,7 @@ func (h *Host) launchIn(dir string, m machine, order *spec.VMMOrder) (*vmm, erro
 	if err != nil {
 		return nil, err
 	}
-	out, err := os.OpenFile(filepath.Join(dir, "log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	out, err := os.OpenFile(filepath.Join(dir, logFile), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
 		return nil, err
 	}
@@ -226,7 +226,7 @@ func (v *vmm) exitStatus(now time.Time) (status, words string) {
 	case !errors.As(err, &exit):
 		return "exit status unknown: " + err.Error(), ""
 	case exit.Exited(): // else a signal ended it, of which it knew nothing
-		words = lastLine(filepath.Join(v.dir, "log"), now.Add(-lastWords))
+		words = lastLine(filepath.Join(v.dir, logFile), now.Add(-lastWords))
 	}
 	return exit.Error(), words
 }
