@@ -157,6 +157,7 @@ func (p *proxy) claimEvent(m *vhostuser.Message) (func(), error) {
 			return nil, err
 		}
 		replace(p, p.calls, queue, c)
+		c.Signal() // what the call before was still to signal ended with it
 	default:
 		replace(p, p.calls, queue, nil)
 	}

@@ -127,6 +127,7 @@ var works = map[string]func() error{
 	"threads":     manyThreads,
 	"collection":  collectGarbage,
 	"timers":      func() error { time.Sleep(5 * time.Millisecond); return nil },
+	"doorbells":   ringDoorbell,
 	"self signal": func() error { return unix.Tgkill(os.Getpid(), unix.Gettid(), unix.SIGURG) },
 }
 
@@ -146,6 +147,25 @@ func fileIO() error {
 	}
 	_, err = unix.Seek(fdFile, 0, unix.SEEK_END)
 	return err
+}
+
+// ringDoorbell uses an eventfd as vhostuser does.
+func ringDoorbell() error {
+	fd, err := unix.Eventfd(0, unix.EFD_NONBLOCK|unix.EFD_CLOEXEC)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if err := unix.SetNonblock(fd, true); err != nil {
+		return err
+	}
+	if _, err := unix.Write(fd, []byte{1, 0, 0, 0, 0, 0, 0, 0}); err != nil {
+		return err
+	}
+	if n, err := unix.Preadv2(fd, [][]byte{make([]byte, 8)}, -1, unix.RWF_NOWAIT); err != nil || n != 8 {
+		return fmt.Errorf("preadv2: %d, %w", n, err)
+	}
+	return unix.Dup3(fd, fdSocket, unix.O_CLOEXEC)
 }
 
 func mapFile() error {

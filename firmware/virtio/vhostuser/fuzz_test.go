@@ -105,7 +105,7 @@ func FuzzSession(f *testing.F) {
 		if err != nil && !errors.As(err, &broken) {
 			t.Errorf("got %v", err)
 		}
-		if after := len(openFiles()); after != before {
+		if after := len(openFilesUntil(before)); after != before {
 			t.Errorf("%d descriptors before, %d after", before, after)
 		}
 	})

@@ -6,6 +6,8 @@ import (
 	"context"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/davit-dpu/davit/firmware/virtio"
 	"github.com/davit-dpu/davit/firmware/virtio/vhostuser"
 	"github.com/davit-dpu/davit/firmware/virtio/vhostuser/vhostusertest"
@@ -106,4 +108,22 @@ func drain(g *gate, result chan error) {
 			return
 		}
 	}
+}
+
+// TestCallReplaced: a new call is signalled at once, because the one before may
+// have been closed with a notification that the driver still waits for.
+func TestCallReplaced(t *testing.T) {
+	t.Parallel()
+	s := open(t)
+	s.attach()
+	s.start(0)
+	fd, err := unix.Eventfd(0, unix.EFD_NONBLOCK|unix.EFD_CLOEXEC)
+	s.must(err)
+	defer unix.Close(fd)
+	s.must(s.front.Do(vhostuser.SetVringCall, vhostusertest.U64(0), fd))
+	n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 10_000)
+	if n != 1 || err != nil {
+		t.Errorf("the new call was not signalled: %d, %v", n, err)
+	}
+	s.must(s.end())
 }

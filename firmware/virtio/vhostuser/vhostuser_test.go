@@ -72,7 +72,7 @@ func (e *echo) Serve(ctx context.Context, q virtio.Queue) error {
 
 // session is a front end and the Serve that it talks to.
 type session struct {
-	t      *testing.T
+	t      testing.TB
 	front  *vhostusertest.FrontEnd
 	device *echo
 	mem    *virtqtest.Memory
@@ -81,7 +81,7 @@ type session struct {
 	status chan vhostuser.Status
 }
 
-func open(t *testing.T) *session {
+func open(t testing.TB) *session {
 	t.Helper()
 	front, conn, err := vhostusertest.Pair()
 	if err != nil {
