@@ -52,6 +52,8 @@ func raw(nr uintptr, args ...uintptr) error {
 	return nil
 }
 
+func fcntl(command, arg uintptr) error { return raw(unix.SYS_FCNTL, fdPeer, command, arg) }
+
 func socket(domain, kind int) error {
 	fd, err := unix.Socket(domain, kind, 0)
 	_ = fd
@@ -85,6 +87,13 @@ var attacks = map[string]attack{
 	"fork by clone3":              {false, func() error { return raw(unix.SYS_CLONE3, 0, 88) }},
 	"signal another process":      {false, func() error { return unix.Kill(parentPID(), 0) }},
 	"signal its threads":          {false, func() error { return unix.Tgkill(parentPID(), parentPID(), 0) }},
+	"signal by a descriptor":      {false, func() error { return fcntl(unix.F_SETOWN, uintptr(parentPID())) }},
+	"choose that signal":          {false, func() error { return fcntl(unix.F_SETSIG, uintptr(unix.SIGKILL)) }},
+	"by a command of 64 bits":     {false, func() error { return fcntl(1<<32|unix.F_SETSIG, uintptr(unix.SIGKILL)) }},
+	"signal a thread that way":    {false, func() error { return fcntl(unix.F_SETOWN_EX, 0) }},
+	"lock a file against another": {false, func() error {
+		return unix.FcntlFlock(fdFile, unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_WRLCK})
+	}},
 	"map executable memory": {false, func() error {
 		_, err := unix.Mmap(-1, 0, 4096, unix.PROT_READ|unix.PROT_EXEC, unix.MAP_PRIVATE|unix.MAP_ANON)
 		return err
@@ -127,6 +136,7 @@ var works = map[string]func() error{
 	"threads":     manyThreads,
 	"collection":  collectGarbage,
 	"timers":      func() error { time.Sleep(5 * time.Millisecond); return nil },
+	"fcntl":       useFcntl,
 	"doorbells":   ringDoorbell,
 	"self signal": func() error { return unix.Tgkill(os.Getpid(), unix.Gettid(), unix.SIGURG) },
 }
@@ -147,6 +157,22 @@ func fileIO() error {
 	}
 	_, err = unix.Seek(fdFile, 0, unix.SEEK_END)
 	return err
+}
+
+// useFcntl does what os, net and disk do with descriptors.
+func useFcntl() error {
+	fd, err := unix.FcntlInt(fdFile, unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	for _, command := range []int{unix.F_GETFD, unix.F_GETFL} {
+		if _, err := unix.FcntlInt(uintptr(fd), command, 0); err != nil {
+			return err
+		}
+	}
+	_, err = unix.FcntlInt(uintptr(fd), unix.F_SETFD, unix.FD_CLOEXEC)
+	return errors.Join(err, unix.SetNonblock(fd, true))
 }
 
 // ringDoorbell uses an eventfd as vhostuser does.

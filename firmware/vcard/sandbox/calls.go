@@ -74,7 +74,7 @@ type narrowing struct {
 	why    string
 	name   string
 	action seccomp.Action
-	when   seccomp.Condition
+	when   seccomp.ArgumentConditions // all of them
 }
 
 // narrowings are evaluated besides the table; the strictest answer counts.
@@ -82,16 +82,28 @@ func narrowings(pid int) []narrowing {
 	deny := seccomp.ActionErrno
 	return []narrowing{
 		{"only threads, no processes", "clone", deny,
-			seccomp.Condition{Argument: 0, Operation: seccomp.BitsNotSet, Value: unix.CLONE_THREAD}},
+			seccomp.ArgumentConditions{{Argument: 0, Operation: seccomp.BitsNotSet, Value: unix.CLONE_THREAD}}},
 		{"no new code: nothing may be mapped executable", "mmap", deny,
-			seccomp.Condition{Argument: 2, Operation: seccomp.BitsSet, Value: unix.PROT_EXEC}},
+			seccomp.ArgumentConditions{{Argument: 2, Operation: seccomp.BitsSet, Value: unix.PROT_EXEC}}},
 		{"no new code: nothing may become executable", "mprotect", deny,
-			seccomp.Condition{Argument: 2, Operation: seccomp.BitsSet, Value: unix.PROT_EXEC}},
+			seccomp.ArgumentConditions{{Argument: 2, Operation: seccomp.BitsSet, Value: unix.PROT_EXEC}}},
 		{"the runtime names its memory; nothing else", "prctl", deny,
-			seccomp.Condition{Argument: 0, Operation: seccomp.NotEqual, Value: unix.PR_SET_VMA}},
+			seccomp.ArgumentConditions{{Argument: 0, Operation: seccomp.NotEqual, Value: unix.PR_SET_VMA}}},
 		{"signals only to its own threads", "tgkill", deny,
-			seccomp.Condition{Argument: 0, Operation: seccomp.NotEqual, Value: uint64(pid)}},
+			seccomp.ArgumentConditions{{Argument: 0, Operation: seccomp.NotEqual, Value: uint64(pid)}}},
+		{"flags and copies of descriptors; no signals to other processes, leases, locks or seals", "fcntl", deny,
+			noneOf(1, unix.F_DUPFD_CLOEXEC, unix.F_GETFD, unix.F_SETFD, unix.F_GETFL, unix.F_SETFL)},
 	}
+}
+
+// noneOf holds for an argument that has none of the values, in all its 64 bits:
+// the kernel cuts many arguments to 32, so that more than one names a value.
+func noneOf(argument uint32, values ...uint64) seccomp.ArgumentConditions {
+	var all seccomp.ArgumentConditions
+	for _, v := range values {
+		all = append(all, seccomp.Condition{Argument: argument, Operation: seccomp.NotEqual, Value: v})
+	}
+	return all
 }
 
 func names(groups []callGroup) []string {
@@ -111,7 +123,7 @@ func filters(pid int) []seccomp.Policy {
 			DefaultAction: seccomp.ActionAllow,
 			Syscalls: []seccomp.SyscallGroup{{
 				Action:             n.action,
-				NamesWithCondtions: []seccomp.NameWithConditions{{Name: n.name, Conditions: seccomp.ArgumentConditions{n.when}}},
+				NamesWithCondtions: []seccomp.NameWithConditions{{Name: n.name, Conditions: n.when}},
 			}},
 		})
 	}

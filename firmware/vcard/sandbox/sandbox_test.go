@@ -227,8 +227,8 @@ func TestWithoutNamespaces(t *testing.T) {
 	}
 }
 
-// TestOrdinaryUser: without root, identity cannot change, and still no attack
-// that needs a system call works.
+// TestOrdinaryUser: without root, and in the namespaces of everybody, identity
+// cannot change, and still no attack that needs a system call works.
 func TestOrdinaryUser(t *testing.T) {
 	program := filepath.Join(t.TempDir(), "attacker")
 	self, err := os.ReadFile("/proc/self/exe")
@@ -245,6 +245,8 @@ func TestOrdinaryUser(t *testing.T) {
 		{"checks", "identity=failed\nundumpable=passed\nsystem-calls=passed\n"},
 		{"open a file", "attack: denied: "},
 		{"signal another process", "attack: denied: "},
+		{"signal by a descriptor", "attack: denied: operation not permitted"},
+		{"signal a thread that way", "attack: denied: operation not permitted"},
 	} {
 		c := start(t, tt.what)
 		c.cmd.Path = program
