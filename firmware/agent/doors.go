@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"path/filepath"
 	"sync"
 	"time"
@@ -22,6 +23,7 @@ type doorRunner struct {
 	name      string
 	server    *door.Server
 	listen    func(context.Context) (net.Listener, error)
+	address   netip.Addr // that it listens on; zero for a door that is not of a network
 	log       *slog.Logger
 	condition state.Cell[spec.Condition]
 }
@@ -53,11 +55,12 @@ func (a *agent) openDoors(context.Context) error {
 		if err != nil {
 			return err
 		}
-		a.doors = append(a.doors, &doorRunner{name: "tls", server: server, log: a.log,
-			listen: func(ctx context.Context) (net.Listener, error) {
-				var lc net.ListenConfig
-				return lc.Listen(ctx, "tcp", address)
-			}})
+		at, err := netip.ParseAddrPort(address)
+		if err != nil {
+			return fmt.Errorf("tls door: %w", err)
+		}
+		a.doors = append(a.doors, &doorRunner{name: "tls", server: server, address: at.Addr(), log: a.log,
+			listen: func(ctx context.Context) (net.Listener, error) { return door.ListenTCP(ctx, address) }})
 	}
 	for _, d := range a.doors {
 		d.condition.Set(spec.Condition{Phase: spec.PhasePending, Reason: "not open yet", Since: a.started})
@@ -66,8 +69,8 @@ func (a *agent) openDoors(context.Context) error {
 }
 
 // run keeps the door listening until ctx ends; tried gets one message after the
-// first attempt, however it went: an address that is not there yet must not
-// keep the agent from being ready for the other doors.
+// first attempt, however it went: a port that is taken must not keep the agent
+// from being ready for the other doors.
 func (d *doorRunner) run(ctx context.Context, tried chan<- struct{}) {
 	var once sync.Once
 	for ctx.Err() == nil {
@@ -90,4 +93,14 @@ func (d *doorRunner) run(ctx context.Context, tried chan<- struct{}) {
 
 func (d *doorRunner) set(p spec.Phase, reason string) {
 	d.condition.Set(spec.Condition{Phase: p, Reason: reason, Since: time.Now()})
+}
+
+// current is the door's condition now. A door listens before its address is
+// there (door.ListenTCP), and goes on when it is lost; nobody reaches it then.
+func (d *doorRunner) current() spec.Condition {
+	c, _ := d.condition.Get()
+	if c.Phase == spec.PhaseReady && d.address.IsValid() && !door.Present(d.address) {
+		c.Phase, c.Reason = spec.PhasePending, c.Reason+", an address that the card does not have now"
+	}
+	return c
 }

@@ -30,8 +30,7 @@ func (a *agent) status() spec.CardStatus {
 			Condition: spec.Condition{Phase: spec.PhaseFailed, Reason: a.memory.Error(), Since: a.started}})
 	}
 	for _, d := range a.doors {
-		c, _ := d.condition.Get()
-		st.Components = append(st.Components, spec.Component{Name: "door " + d.name, Condition: c})
+		st.Components = append(st.Components, spec.Component{Name: "door " + d.name, Condition: d.current()})
 	}
 	if a.network != nil {
 		lease, _ := a.network.Status()
