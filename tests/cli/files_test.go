@@ -132,6 +132,7 @@ func TestErrors(t *testing.T) {
 	}{
 		{"no card", 1, []string{"make run", "--card"}, []string{"status"}},
 		{"missing card file", 1, []string{"nonesuch.json", "davit enrol"}, []string{"--card", "nonesuch.json", "status"}},
+		{"controls in a message", 1, []string{`\u001b[6n`}, []string{"--card", "\x1b[6n", "status"}},
 		{"card file that is none", 1, []string{"bad.json"}, []string{"--card", c.write(t, "bad.json", "{"), "status"}},
 		{"unreachable card", 1, []string{"127.0.0.1:1", "refused"}, []string{"--card", file, "status"}},
 		{"another card", 1, []string{env.Operator.Contact.CardID}, []string{"--card", other, "status"}},

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/davit-dpu/davit/firmware/mailbox/door"
+	"github.com/davit-dpu/davit/tools/davit/terminal"
 	"github.com/davit-dpu/davit/tools/rig"
 )
 
@@ -98,7 +99,9 @@ func (o *options) call(ctx context.Context, result any, send func(context.Contex
 }
 
 // print writes v as JSON, or calls text to print it for people.
+// Nothing in it steers a terminal: cards pass on what hosts and guests say.
 func (o *options) print(w io.Writer, v any, text func(w io.Writer)) error {
+	w = terminal.NewEscaper(w)
 	if o.json {
 		enc := json.NewEncoder(w)
 		enc.SetIndent("", "  ")

@@ -15,14 +15,20 @@ import (
 	"golang.org/x/term"
 
 	"github.com/davit-dpu/davit/firmware/mailbox/door"
+	"github.com/davit-dpu/davit/tools/davit/terminal"
 )
 
 // leave is the key that ends a console: Ctrl-], as in telnet and virsh.
 const leave = 0x1d
 
 func consoleCommand(o *options) *cobra.Command {
-	return &cobra.Command{
+	var raw bool
+	cmd := &cobra.Command{
 		Use: "console card|instance/NAME", Short: "Join a serial console; Ctrl-] leaves it", Args: exactly(1),
+		Long: "Join a serial console; Ctrl-] leaves it.\n\n" +
+			"What draws passes: colours, the cursor, the other screen. What would reach into the\n" +
+			"terminal is dropped: clipboard, title, printer, mouse, and questions that the terminal\n" +
+			"answers by typing.",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			contact, err := o.contact()
 			if err != nil {
@@ -37,7 +43,7 @@ func consoleCommand(o *options) *cobra.Command {
 					return fmt.Errorf("the card's serial line: %w", err)
 				}
 				defer conn.Close()
-				return join(cmd, conn, func(bool) error { return nil })
+				return join(cmd, conn, raw, func(bool) error { return nil })
 			}
 			name, ok := strings.CutPrefix(args[0], "instance/")
 			if !ok {
@@ -52,7 +58,7 @@ func consoleCommand(o *options) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return join(cmd, stream, func(ended bool) error {
+			return join(cmd, stream, raw, func(ended bool) error {
 				if !ended {
 					return nil // we leave; closing the connection tells the card
 				}
@@ -61,11 +67,18 @@ func consoleCommand(o *options) *cobra.Command {
 			})
 		},
 	}
+	cmd.Flags().BoolVar(&raw, "raw", false, "pass everything on: only for a console whose every writer you trust")
+	return cmd
 }
 
 // join connects this terminal, or standard input and output, with a console
-// until the user leaves or the console ends; end is then told which.
-func join(cmd *cobra.Command, console io.ReadWriter, end func(ended bool) error) error {
+// until the user leaves or the console ends; end is then told which. Output is
+// filtered also where it goes to a file: somebody will show that on a terminal.
+func join(cmd *cobra.Command, console io.ReadWriter, raw bool, end func(ended bool) error) error {
+	out := cmd.OutOrStdout()
+	if !raw {
+		out = terminal.NewFilter(out)
+	}
 	if in, ok := cmd.InOrStdin().(*os.File); ok && term.IsTerminal(int(in.Fd())) {
 		fmt.Fprintln(cmd.ErrOrStderr(), "joined; Ctrl-] leaves")
 		old, err := term.MakeRaw(int(in.Fd()))
@@ -77,7 +90,7 @@ func join(cmd *cobra.Command, console io.ReadWriter, end func(ended bool) error)
 	left, ended := make(chan error, 1), make(chan error, 1)
 	go func() { left <- typeInto(console, cmd.InOrStdin()) }()
 	go func() {
-		_, err := io.Copy(cmd.OutOrStdout(), console)
+		_, err := io.Copy(out, console)
 		ended <- err
 	}()
 	select {
@@ -144,7 +157,7 @@ func tail(ctx context.Context, client *door.Client, w io.Writer, lines uint32, f
 	if err != nil {
 		return err
 	}
-	if _, err := io.Copy(w, stream); err != nil {
+	if _, err := io.Copy(terminal.NewEscaper(w), stream); err != nil {
 		if ctx.Err() != nil {
 			return nil // left with Ctrl-C
 		}

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/davit-dpu/davit/firmware/spec"
+	"github.com/davit-dpu/davit/tools/davit/terminal"
 )
 
 func instanceCommand(o *options) *cobra.Command {
@@ -168,7 +169,7 @@ func (o *options) follow(cmd *cobra.Command, name string, limit time.Duration, d
 			return err
 		}
 		if now := string(st.Phase) + ": " + st.Reason; now != last && !o.json {
-			fmt.Fprintf(cmd.OutOrStdout(), "%s %s\n", name, now)
+			fmt.Fprintf(cmd.OutOrStdout(), "%s %s\n", name, terminal.Escape(now))
 			last = now
 		}
 		if over, err := done(st); over || err != nil {

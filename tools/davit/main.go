@@ -11,6 +11,8 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+
+	"github.com/davit-dpu/davit/tools/davit/terminal"
 )
 
 // options are the flags that all commands share.
@@ -30,7 +32,7 @@ func run(ctx context.Context) int {
 	if err == nil {
 		return 0
 	}
-	fmt.Fprintln(os.Stderr, "davit:", err)
+	fmt.Fprintln(os.Stderr, "davit:", terminal.Escape(err.Error())) // with what the card, and a host through it, said
 	var usage *usageError
 	if errors.As(err, &usage) {
 		return 2

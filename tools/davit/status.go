@@ -18,6 +18,7 @@ import (
 
 	"github.com/davit-dpu/davit/firmware/evidence"
 	"github.com/davit-dpu/davit/firmware/spec"
+	"github.com/davit-dpu/davit/tools/davit/terminal"
 	"github.com/davit-dpu/davit/tools/rig"
 )
 
@@ -107,6 +108,7 @@ func attestCommand(o *options) *cobra.Command {
 }
 
 func printReport(w io.Writer, report *evidence.Report, asJSON, events bool) error {
+	w = terminal.NewEscaper(w)
 	if asJSON {
 		enc := json.NewEncoder(w)
 		enc.SetIndent("", "  ")

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/term"
 
 	"github.com/davit-dpu/davit/firmware/spec"
+	"github.com/davit-dpu/davit/tools/davit/terminal"
 	"github.com/davit-dpu/davit/tools/packages"
 	"github.com/davit-dpu/davit/tools/rig"
 )
@@ -256,7 +257,7 @@ func (p *progress) event(e rig.Event) {
 	if e.Err != nil {
 		result, text = "FAILED", "see below"
 	}
-	fmt.Fprintf(p.out, "[%7.2fs] %-9s %s %5.1fs  %s\n", time.Since(p.begin).Seconds(), e.Step, result, e.Took.Seconds(), text)
+	fmt.Fprintf(p.out, "[%7.2fs] %-9s %s %5.1fs  %s\n", time.Since(p.begin).Seconds(), e.Step, result, e.Took.Seconds(), terminal.Escape(text))
 }
 
 // fetch shows what a fetch is busy with: it can take a minute the first time.
