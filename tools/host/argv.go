@@ -68,9 +68,13 @@ func argv(m machine, prefix []string, order *spec.VMMOrder, pool, code string) (
 		"-chardev", fmt.Sprintf("socket,id=qmp,fd=%d,server=on,wait=off", fdQMP), "-mon", "chardev=qmp,mode=control",
 		"-chardev", fmt.Sprintf("socket,id=console,fd=%d,server=on,wait=off", fdConsole), "-serial", "chardev:console")
 	for i, d := range order.Disks {
+		first := ""
+		if i == 0 { // firmware boots no disk that has no place in the order
+			first = ",bootindex=1"
+		}
 		a = append(a,
 			"-chardev", fmt.Sprintf("socket,id=disk%d,path=%s,reconnect-ms=100", i, diskSocket(i)),
-			"-device", fmt.Sprintf("vhost-user-blk-pci,id=vd%d,chardev=disk%d,num-queues=%d,bootindex=%d,addr=0x%x", i, i, d.Queues, i+1, 0x8+i))
+			"-device", fmt.Sprintf("vhost-user-blk-pci,id=vd%d,chardev=disk%d,num-queues=%d%s,addr=0x%x", i, i, d.Queues, first, 0x8+i))
 	}
 	return append(a, bootOptions(order, code)...), nil
 }

@@ -40,7 +40,7 @@ func TestArgv(t *testing.T) {
 			"-machine q35,usb=off,vmport=off,memory-backend=ram,dump-guest-core=off,accel=tcg -cpu max -smp 2 -m 268435456B",
 			"-object memory-backend-file,id=ram,size=268435456,mem-path=/p,,ool,offset=67108864,share=on",
 			"-chardev socket,id=disk0,path=disk0.sock,reconnect-ms=100 -device vhost-user-blk-pci,id=vd0,chardev=disk0,num-queues=2,bootindex=1,addr=0x8",
-			"-device vhost-user-blk-pci,id=vd1,chardev=disk1,num-queues=1,bootindex=2,addr=0x9",
+			"-device vhost-user-blk-pci,id=vd1,chardev=disk1,num-queues=1,addr=0x9",
 			"-chardev socket,id=qmp,fd=3,server=on,wait=off -mon chardev=qmp,mode=control",
 			"-chardev socket,id=console,fd=4,server=on,wait=off -serial chardev:console",
 			"-boot strict=on"}, "-kernel"},
