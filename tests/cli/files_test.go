@@ -145,6 +145,7 @@ func TestErrors(t *testing.T) {
 		{"args", 2, []string{"--args"}, []string{"--card", c.card, "sign", "status", "--nonce", "00", "--args", "{"}},
 		{"key", 1, []string{"nonesuch.key"}, []string{"--card", c.card, "sign", "status", "--key", "nonesuch.key", "--nonce", "00"}},
 		{"console", 2, []string{"instance/NAME"}, []string{"--card", c.card, "console", "nonesuch"}},
+		{"guest boot", 2, []string{"--guest-boot", "kernel or disk"}, []string{"up", "--guest-boot", "floppy"}},
 		{"grace", 2, []string{"--grace"}, []string{"--card", c.card, "instance", "stop", "x", "--grace", "1ms"}},
 		{"name", 1, []string{"../x"}, []string{"--card", c.card, "instance", "show", "../x"}},
 		{"no file", 1, []string{"nonesuch.yaml", "no such file"}, create("nonesuch.yaml")},

@@ -49,7 +49,7 @@ var kills = []struct {
 func TestKills(t *testing.T) {
 	t.Parallel()
 	random := seeded(t)
-	env := vm.StartLoopback(t, vm.Options{Load: true})
+	env := vm.StartLoopback(t, vm.Options{Demonstrate: true, Demo: rig.Demo{Load: true}})
 	k := &killer{env: env, console: env.Follow(t, rig.DemoName), random: random}
 	k.console.Advance(t, 3, bootLimit)
 

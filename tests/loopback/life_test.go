@@ -70,7 +70,7 @@ func offloaded(t *testing.T, env *vm.LoopbackEnv) {
 // middle of a start, a forced stop, and deletion.
 func TestLife(t *testing.T) {
 	t.Parallel()
-	env := vm.StartLoopback(t, vm.Options{Demo: true})
+	env := vm.StartLoopback(t, vm.Options{Demonstrate: true})
 	console := env.Follow(t, rig.DemoName)
 	console.AwaitLine(t, "DAVIT-GUEST root mounted from the card's disk, boot 1", bootLimit)
 	first := settled(t, env, rig.DemoName)

@@ -103,7 +103,7 @@ func root() spec.Volume { return spec.Volume{Name: rig.DemoVolume, Kind: spec.Vo
 
 // small is an instance that boots the demonstration's kernel with less memory.
 func small(name string, volumes ...spec.Volume) spec.Instance {
-	in := rig.DemoInstance("00", false)
+	in := rig.Demo{}.Instance("00")
 	in.Name, in.Memory, in.Restart, in.Volumes = name, 160*spec.MiB, spec.RestartNever, volumes
 	return in
 }

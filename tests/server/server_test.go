@@ -33,7 +33,7 @@ const (
 
 // TestServer takes one server through its life.
 func TestServer(t *testing.T) {
-	env := vm.Start(t, vm.Options{Boot: rig.BootESP, Load: true})
+	env := vm.Start(t, vm.Options{Boot: rig.BootESP, Demonstrate: true, Demo: rig.Demo{Load: true}})
 	console := env.Follow(t, rig.DemoName)
 	console.Advance(t, 3, bootLimit)
 	for _, step := range []struct {

@@ -20,8 +20,9 @@ import (
 type Options struct {
 	Boot rig.Boot   // default BootDirect: firmware and measurements are the same, and it is faster
 	Pool spec.Bytes // default 384 MiB
-	Demo bool       // start the demonstration instance and verify its data
-	Load bool       // and keep it writing and verifying
+	Demo rig.Demo   // what the card's storage is seeded for
+
+	Demonstrate bool // start the demonstration instance and verify its data
 
 	Configure func(*spec.CardConfig) // loopback: changes the card's configuration
 }
@@ -47,7 +48,7 @@ func New(t testing.TB, o Options, image *rig.BuiltImage) *Env {
 	o.fill()
 	server, err := rig.New(rig.Config{
 		Dir: t.TempDir(), Set: Packages(t), UKI: image.UKI, Hostd: Program(t, "./tools/hostd"),
-		Boot: o.Boot, Pool: o.Pool, Seed: Seed(t),
+		Boot: o.Boot, Pool: o.Pool, Seed: Seed(t, o.Demo),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -71,13 +72,13 @@ func (e *Env) end(t testing.TB, stop func()) {
 }
 
 // Start brings a server up to a card that is ready and sees its host, and with
-// Demo to an instance whose data was verified.
+// Demonstrate to an instance whose data was verified.
 func Start(t testing.TB, o Options) *Env {
 	t.Helper()
 	env := New(t, o, Image(t))
 	steps := append(env.Server.PowerOn(), env.Operator.Attend()...)
-	if o.Demo || o.Load {
-		steps = append(steps, env.Operator.Demonstrate(o.Load)...)
+	if o.Demonstrate {
+		steps = append(steps, env.Operator.Demonstrate(o.Demo)...)
 	}
 	env.Run(t, steps)
 	return env

@@ -29,7 +29,7 @@ func StartLoopback(t testing.TB, o Options) *LoopbackEnv {
 	if _, err := keys.Ensure(filepath.Join(State(t), "keys"), time.Now()); err != nil {
 		t.Fatal(err)
 	}
-	server, err := rig.New(rig.Config{Dir: t.TempDir(), Set: Packages(t), Hostd: Program(t, "./tools/hostd"), Pool: o.Pool, Seed: Seed(t)})
+	server, err := rig.New(rig.Config{Dir: t.TempDir(), Set: Packages(t), Hostd: Program(t, "./tools/hostd"), Pool: o.Pool, Seed: Seed(t, o.Demo)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -39,8 +39,8 @@ func StartLoopback(t testing.TB, o Options) *LoopbackEnv {
 	env := &LoopbackEnv{&Env{server, &rig.Operator{Server: server, KeyFile: filepath.Join(State(t), "keys", "operator.key")}}, l}
 	t.Cleanup(func() { env.end(t, l.Close) })
 	steps := l.PowerOn(env.Operator)
-	if o.Demo || o.Load {
-		steps = append(steps, env.Operator.Demonstrate(o.Load)...)
+	if o.Demonstrate {
+		steps = append(steps, env.Operator.Demonstrate(o.Demo)...)
 	}
 	env.Run(t, steps)
 	return env

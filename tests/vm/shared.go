@@ -130,12 +130,20 @@ var seedOnce struct {
 	err  error
 }
 
-// Seed is what the demonstration needs on a card's storage, made once.
-func Seed(t testing.TB) rig.Seed {
+// Seed is what the demonstration needs on a card's storage. It is made once for
+// all that boot it from a kernel, which is the same with and without load.
+func Seed(t testing.TB, d rig.Demo) rig.Seed {
 	t.Helper()
 	dir, source, set := sharedDir(t), Source(t), Packages(t)
+	if d.Disk {
+		seed, err := d.Seed(t.Context(), set, source, runtime.GOARCH, t.TempDir())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return seed
+	}
 	seedOnce.Do(func() {
-		seedOnce.seed, seedOnce.err = rig.DemoSeed(context.Background(), set, source, runtime.GOARCH, filepath.Join(dir, "seed"))
+		seedOnce.seed, seedOnce.err = d.Seed(context.Background(), set, source, runtime.GOARCH, filepath.Join(dir, "seed"))
 	})
 	if seedOnce.err != nil {
 		t.Fatal(seedOnce.err)

@@ -30,6 +30,7 @@ type upFlags struct {
 	pool          spec.Bytes
 	keep          bool
 	exitWhenReady bool
+	guestBoot     string
 	load          bool
 }
 
@@ -43,6 +44,7 @@ func upCommand(o *options) *cobra.Command {
 	cmd.Flags().TextVar(&f.pool, "pool", 512*spec.MiB, "memory of the host that the card can reach")
 	cmd.Flags().BoolVar(&f.keep, "keep", false, "go on with the storage and TPM of the last run instead of a new card")
 	cmd.Flags().BoolVar(&f.exitWhenReady, "exit-when-ready", false, "stop everything and exit 0 once the instance's data was verified on the card's volume")
+	cmd.Flags().StringVar(&f.guestBoot, "guest-boot", "kernel", "kernel: the instance boots a kernel that the card holds; disk: UEFI firmware boots it from its own disk")
 	cmd.Flags().BoolVar(&f.load, "load", false, "have the instance write and verify for as long as it runs")
 	return cmd
 }
@@ -71,6 +73,9 @@ func findWorkshop() (workshop, error) {
 func (f *upFlags) run(ctx context.Context, out io.Writer) error {
 	if b := rig.Boot(f.boot); b != rig.BootESP && b != rig.BootDirect {
 		return &usageError{fmt.Errorf("--boot %q: want esp or direct", f.boot)}
+	}
+	if f.guestBoot != "kernel" && f.guestBoot != "disk" {
+		return &usageError{fmt.Errorf("--guest-boot %q: want kernel or disk", f.guestBoot)}
 	}
 	if f.pool%spec.MemoryAlign != 0 || f.pool < 256*spec.MiB {
 		return &usageError{fmt.Errorf("--pool %s: want a multiple of %s of at least 256MiB", f.pool, spec.MemoryAlign)}
@@ -179,13 +184,14 @@ func (f *upFlags) power(ctx context.Context, out io.Writer, ws workshop, p *prep
 		server.Close()
 	}()
 	operator := &rig.Operator{Server: server, KeyFile: filepath.Join(ws.state, "keys", "operator.key")}
+	demo := rig.Demo{Disk: f.guestBoot == "disk", Load: f.load}
 	steps := []rig.Step{{Name: "guest", Limit: 10 * time.Minute, Do: func(ctx context.Context) (string, error) {
-		_, err := rig.DemoSeed(ctx, p.set, ws.source, runtime.GOARCH, filepath.Join(ws.state, "seed"))
+		_, err := demo.Seed(ctx, p.set, ws.source, runtime.GOARCH, filepath.Join(ws.state, "seed"))
 		return "the instance's kernel, initramfs and root disk, as an operator would flash them", err
 	}}}
 	steps = append(steps, server.PowerOn()...)
 	steps = append(steps, operator.Attend()...)
-	steps = append(steps, operator.Demonstrate(f.load)...)
+	steps = append(steps, operator.Demonstrate(demo)...)
 	if err := rig.Run(ctx, steps, show.event); err != nil {
 		if ctx.Err() != nil {
 			return errors.New("interrupted")

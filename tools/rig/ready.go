@@ -149,20 +149,19 @@ func (o *Operator) waitHost(ctx context.Context) (string, error) {
 }
 
 // Demonstrate are the steps that start the demonstration instance and compare
-// what it wrote with what the card's volume holds. load keeps the instance
-// writing and checking afterwards.
-func (o *Operator) Demonstrate(load bool) []Step {
+// what it wrote with what the card's volume holds. The volume is that of the
+// demonstration's seed.
+func (o *Operator) Demonstrate(d Demo) []Step {
 	var nonce [8]byte
 	rand.Read(nonce[:]) // never returns an error
 	text := hex.EncodeToString(nonce[:])
 	return []Step{
-		{"instance", func(ctx context.Context) (string, error) { return o.startDemo(ctx, text, load) }, 2 * time.Minute},
+		{"instance", func(ctx context.Context) (string, error) { return o.startDemo(ctx, d.Instance(text)) }, 2 * time.Minute},
 		{"proof", func(ctx context.Context) (string, error) { return o.proveDemo(ctx, text) }, 3 * time.Minute},
 	}
 }
 
-func (o *Operator) startDemo(ctx context.Context, nonce string, load bool) (string, error) {
-	in := DemoInstance(nonce, load)
+func (o *Operator) startDemo(ctx context.Context, in spec.Instance) (string, error) {
 	if err := o.replace(ctx, in); err != nil {
 		return "", err
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/davit-dpu/davit/firmware/spec"
 	"github.com/davit-dpu/davit/initramfs/image/disk"
 	"github.com/davit-dpu/davit/initramfs/kernel"
+	"github.com/davit-dpu/davit/secureboot/uki"
 	"github.com/davit-dpu/davit/tools/packages"
 )
 
@@ -32,17 +33,31 @@ const (
 	demoInitrd = "initrd"
 )
 
-// demoVolumeSize is the size of the demonstration's root disk.
-const demoVolumeSize = 64 * spec.MiB
+// Sizes of the demonstration's root file system, and of the EFI system partition
+// that is before it on a disk that boots by itself.
+const (
+	demoRootSize = 64 * spec.MiB
+	demoESPSize  = 40 * spec.MiB
+)
+
+// DemoRootOffset is where the root file system begins on a disk that boots by
+// itself: behind the partition table and the EFI system partition.
+const DemoRootOffset = spec.MiB + demoESPSize
+
+// Demo says how the demonstration instance boots and what it does then.
+type Demo struct {
+	Disk bool // UEFI firmware boots it from its own disk, instead of a kernel that the card holds
+	Load bool // it writes and verifies for as long as it runs
+}
 
 // demoModules are what the demonstration's kernel needs beyond what is built
 // in: its disk, and its power button.
 var demoModules = []string{"virtio_blk", "evdev", "button"}
 
-// DemoSeed fills dir with what the demonstration instance needs: a kernel of
-// the distribution, an initramfs and a root disk with a static busybox. source
-// is the module's folder, where the guest program is built.
-func DemoSeed(ctx context.Context, set *packages.Set, source, arch, dir string) (Seed, error) {
+// Seed fills dir with what the demonstration instance needs: a kernel of the
+// distribution, an initramfs and a disk with a static busybox. source is the
+// module's folder, where the guest program is built.
+func (d Demo) Seed(ctx context.Context, set *packages.Set, source, arch, dir string) (Seed, error) {
 	seed := Seed{Dir: dir}
 	for _, sub := range []string{"boot", "volumes"} {
 		if err := os.MkdirAll(filepath.Join(dir, sub), 0o700); err != nil {
@@ -57,7 +72,7 @@ func DemoSeed(ctx context.Context, set *packages.Set, source, arch, dir string) 
 	if err := writeDemoBoot(set, arch, guest, filepath.Join(dir, "boot")); err != nil {
 		return Seed{}, fmt.Errorf("demonstration's boot files: %w", err)
 	}
-	if err := writeDemoRoot(ctx, set, arch, guest, filepath.Join(dir, "volumes", DemoVolume+".img")); err != nil {
+	if err := d.writeVolume(ctx, set, arch, guest, dir); err != nil {
 		return Seed{}, fmt.Errorf("demonstration's root disk: %w", err)
 	}
 	return seed, nil
@@ -112,13 +127,54 @@ func writeDemoBoot(set *packages.Set, arch, guest, dir string) error {
 	return copyFile(filepath.Join(dir, demoKernel), k.ImagePath())
 }
 
-// writeDemoRoot makes an ext4 file system without mounting it.
-func writeDemoRoot(ctx context.Context, set *packages.Set, arch, guest, image string) error {
+// writeVolume makes the demonstration's disk anew, without mounting anything.
+func (d Demo) writeVolume(ctx context.Context, set *packages.Set, arch, guest, dir string) error {
 	tree, err := os.MkdirTemp("", "davit-root-")
 	if err != nil {
 		return err
 	}
 	defer os.RemoveAll(tree)
+	if err := fillDemoRoot(set, arch, guest, tree); err != nil {
+		return err
+	}
+	volume := filepath.Join(dir, "volumes", DemoVolume+".img")
+	if err := os.Remove(volume); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if d.Disk {
+		return d.writeDisk(ctx, set, arch, filepath.Join(dir, "boot"), tree, volume)
+	}
+	cmd := set.CommandContext(ctx, "mke2fs", "-q", "-t", "ext4", "-b", "4096", "-E", "root_owner=0:0", "-d", tree, volume, fmt.Sprintf("%dk", demoRootSize/spec.KiB))
+	if text, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("mke2fs: %w\n%s", err, text)
+	}
+	return nil
+}
+
+// writeDisk makes a disk that UEFI firmware boots: kernel, initramfs and command
+// line as one image, which is not signed, and the root on a partition of its own.
+func (d Demo) writeDisk(ctx context.Context, set *packages.Set, arch, boot, tree, path string) error {
+	stub, err := set.Stub(arch)
+	if err != nil {
+		return err
+	}
+	var parts [3][]byte
+	for i, file := range []string{stub, filepath.Join(boot, demoKernel), filepath.Join(boot, demoInitrd)} {
+		if parts[i], err = os.ReadFile(file); err != nil {
+			return err
+		}
+	}
+	image, err := uki.Build(parts[0], uki.Sections{Cmdline: d.cmdline() + " root=/dev/vda2", Linux: parts[1], Initrd: parts[2]})
+	if err != nil {
+		return err
+	}
+	return disk.Create(ctx, disk.Options{
+		Path: path, UKI: image, ESPSize: int64(demoESPSize), DataSize: int64(demoRootSize), DataTree: tree, Mke2fs: mke2fs(set),
+	})
+}
+
+// fillDemoRoot fills a folder with what is on the demonstration's root.
+func fillDemoRoot(set *packages.Set, arch, guest, tree string) error {
 	for _, dir := range []string{"bin", "sbin", "dev", "proc", "sys", "run", "etc", "root", "var"} {
 		if err := os.Mkdir(filepath.Join(tree, dir), 0o755); err != nil {
 			return err
@@ -141,28 +197,32 @@ func writeDemoRoot(ctx context.Context, set *packages.Set, arch, guest, image st
 			return err
 		}
 	}
-	if err := os.Remove(image); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	cmd := set.CommandContext(ctx, "mke2fs", "-q", "-t", "ext4", "-b", "4096", "-E", "root_owner=0:0", "-d", tree, image, fmt.Sprintf("%dk", demoVolumeSize/spec.KiB))
-	if text, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("mke2fs: %w\n%s", err, text)
-	}
 	return nil
 }
 
-// DemoInstance is the demonstration as an operator would write it. The nonce
-// goes to the guest, which puts it into what it writes.
-func DemoInstance(nonce string, load bool) spec.Instance {
-	cmdline := "console=ttyS0 quiet panic=1 davit.nonce=" + nonce
-	if load {
-		cmdline += " davit.load=1"
-	}
-	return spec.Instance{
+// Instance is the demonstration as an operator would write it. The nonce goes to
+// the guest, which puts it into what it writes: on the command line, or as the
+// serial number of a disk that brings its own command line.
+func (d Demo) Instance(nonce string) spec.Instance {
+	in := spec.Instance{
 		Name: DemoName, VCPUs: 1, Memory: 256 * spec.MiB, Restart: spec.RestartOnFailure,
-		Boot:    spec.Boot{Kernel: demoKernel, Initrd: demoInitrd, Cmdline: cmdline},
-		Volumes: []spec.Volume{{Name: DemoVolume, Kind: spec.VolumeFile, Size: demoVolumeSize, Queues: 1}},
+		Boot:    spec.Boot{Kernel: demoKernel, Initrd: demoInitrd, Cmdline: d.cmdline() + " davit.nonce=" + nonce},
+		Volumes: []spec.Volume{{Name: DemoVolume, Kind: spec.VolumeFile, Size: demoRootSize, Queues: 1}},
 	}
+	if d.Disk {
+		in.Boot = spec.Boot{Firmware: spec.FirmwareUEFI}
+		in.Volumes[0].Size, in.Volumes[0].Serial = DemoRootOffset+demoRootSize+spec.MiB, nonce
+	}
+	return in
+}
+
+// cmdline is what the guest's kernel is told however it boots.
+func (d Demo) cmdline() string {
+	text := "console=ttyS0 quiet panic=1"
+	if d.Load {
+		text += " davit.load=1"
+	}
+	return text
 }
 
 // makeStorage makes the card's storage when it is not there: the image on an
@@ -179,8 +239,10 @@ func (s *Server) makeStorage(ctx context.Context) error {
 	}
 	return disk.Create(ctx, disk.Options{
 		Path: path, UKI: uki, DataSize: 256 << 20, DataTree: s.cfg.Seed.Dir,
-		Mke2fs: func(ctx context.Context, args ...string) *exec.Cmd {
-			return s.set.CommandContext(ctx, "mke2fs", args...)
-		},
+		Mke2fs: mke2fs(s.set),
 	})
+}
+
+func mke2fs(set *packages.Set) func(context.Context, ...string) *exec.Cmd {
+	return func(ctx context.Context, args ...string) *exec.Cmd { return set.CommandContext(ctx, "mke2fs", args...) }
 }

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package disk makes the boot disk of a UEFI card as a sparse raw file, and
-// later replaces the image on it without touching the card's state:
+// Package disk makes the boot disk of a UEFI machine, which is a card or an
+// instance, as a sparse raw file, and later replaces the image on it without
+// touching the machine's state:
 //
 //	LBA 0       protective MBR, GPT
 //	1 MiB       "davit-esp":  EFI system partition, FAT32, one file:
 //	            EFI/BOOT/BOOTAA64.EFI (or BOOTX64.EFI), the unified kernel image
-//	1 MiB+ESP   "davit-data": ext4, the card's state
+//	1 MiB+ESP   "davit-data": ext4, the machine's state
 //	end         backup GPT
 //
 // The FAT is written here and not by a library: its layout is fixed (one file

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -10,6 +11,9 @@ import (
 
 	"golang.org/x/sys/unix"
 )
+
+// disk is what the card serves first: the root, or the disk that has it.
+const disk = "vda"
 
 func main() {
 	stage, err := "initramfs", error(nil)
@@ -40,11 +44,11 @@ func runInitramfs() error {
 	if err := loadModules("/modules"); err != nil {
 		return err
 	}
-	const disk = "/dev/vda"
-	if err := waitFor(disk, 30*time.Second); err != nil {
+	root := cmp.Or(argument("root"), "/dev/"+disk)
+	if err := waitFor(root, 30*time.Second); err != nil {
 		return err
 	}
-	if err := mount(disk, "/root", "ext4", 0); err != nil {
+	if err := mount(root, "/root", "ext4", 0); err != nil {
 		return err
 	}
 	for _, dir := range []string{"dev", "proc", "sys"} {

@@ -9,8 +9,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -18,13 +21,18 @@ import (
 const (
 	proofFiles = 4
 	blockSize  = 4096
-	fibmap     = 1 // FIBMAP, linux/fs.h: block number of a file's block; asked for block 0
+	sectorSize = 512 // sysfs counts in these, whatever the disk has
+	fibmap     = 1   // FIBMAP, linux/fs.h: block number of a file's block; asked for block 0
 )
 
 // prove writes fresh random files, syncs them, reads them back past the page
 // cache, and prints where on the disk they lie, for the card to compare.
 func prove(out io.Writer, dir, nonce string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	start, err := partitionStart(dir)
+	if err != nil {
 		return err
 	}
 	for i := range proofFiles {
@@ -45,9 +53,29 @@ func prove(out io.Writer, dir, nonce string) error {
 		if !bytes.Equal(back, data) {
 			return fmt.Errorf("%s: read back other bytes than were written", path)
 		}
-		fmt.Fprintf(out, "DAVIT-PROOF nonce=%s disk=vda offset=%d length=%d sha256=%x\n", nonce, block*blockSize, blockSize, sha256.Sum256(data))
+		fmt.Fprintf(out, "DAVIT-PROOF nonce=%s disk=%s offset=%d length=%d sha256=%x\n", nonce, disk, start+block*blockSize, blockSize, sha256.Sum256(data))
 	}
 	return nil
+}
+
+// partitionStart is where on its disk the file system of path begins, in bytes.
+func partitionStart(path string) (int, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return 0, fmt.Errorf("stat %s: %w", path, err)
+	}
+	text, err := os.ReadFile(fmt.Sprintf("/sys/dev/block/%d:%d/start", unix.Major(st.Dev), unix.Minor(st.Dev)))
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, nil // a whole disk
+	}
+	if err != nil {
+		return 0, err
+	}
+	sectors, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		return 0, err
+	}
+	return sectors * sectorSize, nil
 }
 
 func writeSynced(path string, data []byte) error {

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/binary"
 	"fmt"
 	"io"
@@ -21,7 +22,7 @@ func runRoot() error {
 	if err := mount("tmpfs", "/run", "tmpfs", 0); err != nil {
 		return err
 	}
-	nonce := argument("davit.nonce")
+	nonce := cmp.Or(argument("davit.nonce"), serial())
 	boot := countBoots()
 	fmt.Printf("DAVIT-GUEST root mounted from the card's disk, boot %d\n", boot)
 	var off sync.Once
@@ -61,6 +62,15 @@ func argument(key string) string {
 		}
 	}
 	return ""
+}
+
+// serial is the disk's serial number.
+func serial() string {
+	text, err := os.ReadFile("/sys/block/" + disk + "/serial")
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(text))
 }
 
 // countBoots counts on the disk, so that a later boot shows that the disk kept it.
