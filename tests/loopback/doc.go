@@ -7,6 +7,7 @@
 //	kill_test.go    kill -9 of every process at random moments, under load
 //	moment_test.go  the same in the middle of a start and of a stop
 //	life_test.go    an instance from create to delete: stops of all kinds
+//	boot_test.go    an instance that UEFI firmware boots from its disk, under kills
 //	fail_test.go    starts that fail, and what they leave behind: nothing
 //	hosts_test.go   no host, a second host, a host with a smaller pool
 //	volumes_test.go several instances, queues, memory and read-only volumes

@@ -131,13 +131,21 @@ func (k *killer) davitd(t *testing.T) {
 // vcard: davitd starts another one, the guest waits meanwhile.
 func (k *killer) vcard(t *testing.T) {
 	before, vmm := settled(t, k.env, rig.DemoName), k.env.VMM(t, rig.DemoName)
+	old := k.nextVcard(t)
+	k.same(t, before, vmm)
+	k.vcardIs(t, func(pid int) bool { return pid != old })
+}
+
+// nextVcard kills the vcard, waits until davitd has seen that and started
+// another one, and returns the process id of the first.
+func (k *killer) nextVcard(t *testing.T) int {
+	t.Helper()
 	old := k.env.KillVcard(t)
 	vm.Eventually(t, soon, func() error {
 		_, err := k.env.Loopback.VcardProcess()
 		return err
 	})
-	k.same(t, before, vmm)
-	k.vcardIs(t, func(pid int) bool { return pid != old })
+	return old
 }
 
 // hostd: its VMM is reported as not visible, with the reason; the next one
@@ -245,7 +253,7 @@ func (k *killer) verify(t *testing.T) {
 		t.Fatal(err)
 	}
 	k.console.Check(t)
-	checkFileSystem(t, k.env, rig.DemoVolume)
+	checkFileSystem(t, k.env, rig.DemoVolume, 0)
 	undone(t, k.env, rig.DemoName)
 	k.env.Server.Card.Stop(soon)
 	opened := 0

@@ -17,12 +17,13 @@ import (
 	"github.com/davit-dpu/davit/tools/rig"
 )
 
-// checkFileSystem checks a volume of a stopped instance: clean and without
-// error, though the VMM never wrote to it itself.
-func checkFileSystem(t *testing.T, env *vm.LoopbackEnv, volume string) {
+// checkFileSystem checks the file system that begins at an offset of a stopped
+// instance's volume: clean and without error, though the VMM never wrote to it
+// itself.
+func checkFileSystem(t *testing.T, env *vm.LoopbackEnv, volume string, offset spec.Bytes) {
 	t.Helper()
 	path := filepath.Join(env.Loopback.StateDir(), "volumes", volume+".img")
-	text, err := vm.Packages(t).Command("e2fsck", "-f", "-n", path).CombinedOutput()
+	text, err := vm.Packages(t).Command("e2fsck", "-f", "-n", fmt.Sprintf("%s?offset=%d", path, uint64(offset))).CombinedOutput()
 	if err != nil {
 		t.Errorf("e2fsck of %s: %v\n%s", volume, err, text)
 	}
@@ -105,7 +106,7 @@ func TestLife(t *testing.T) {
 			t.Errorf("stopped: desired %s, reason %q", st.Desired, st.Reason)
 		}
 		undone(t, env, rig.DemoName)
-		checkFileSystem(t, env, rig.DemoVolume)
+		checkFileSystem(t, env, rig.DemoVolume, 0)
 	})
 	t.Run("stop during a start", func(t *testing.T) {
 		env.Do(t, "instance.start", map[string]string{"name": rig.DemoName}, nil)

@@ -77,7 +77,7 @@ func TestVolumes(t *testing.T) {
 		if err := env.Operator.Stop(t.Context(), in.Name, time.Minute); err != nil {
 			t.Error(err)
 		}
-		checkFileSystem(t, env, in.Name+"-root")
+		checkFileSystem(t, env, in.Name+"-root", 0)
 	}
 }
 
