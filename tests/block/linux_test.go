@@ -21,6 +21,7 @@ import (
 
 	harness "github.com/davit-dpu/davit/tests/vm"
 	"github.com/davit-dpu/davit/tools/packages"
+	"github.com/davit-dpu/davit/tools/rig"
 )
 
 const volumeSize = 64 << 20
@@ -103,7 +104,7 @@ func (l linux) start(t *testing.T, dir, mode, disk string) *vm {
 	t.Helper()
 	return startVM(t, l.set, dir,
 		"-smp", strconv.Itoa(queues), "-kernel", l.kernel, "-initrd", l.initrd,
-		"-append", "console=ttyS0 quiet panic=-1 davit.mode="+mode,
+		"-append", "console=ttyS0 quiet panic=-1 "+rig.NoTimerCheck+" davit.mode="+mode,
 		"-device", fmt.Sprintf("vhost-user-blk-pci,chardev=disk,num-queues=%d%s", queues, disk))
 }
 

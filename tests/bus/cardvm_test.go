@@ -19,6 +19,7 @@ import (
 	"github.com/davit-dpu/davit/initramfs/kernel"
 	"github.com/davit-dpu/davit/tests/vm"
 	"github.com/davit-dpu/davit/tools/packages"
+	"github.com/davit-dpu/davit/tools/rig"
 )
 
 // TestCardInVM puts the card into a VM with a stock kernel: the window is an
@@ -74,7 +75,7 @@ func startCardVM(t *testing.T, h *host) *cardVM {
 		"-object", "memory-backend-file,id=pool,size="+strconv.Itoa(poolSize)+",mem-path="+h.pool+",share=on", "-device", "nvdimm,memdev=pool",
 		"-device", "virtio-serial-pci", "-chardev", "socket,id=bus,path="+h.bus+",server=on,wait=off",
 		"-device", "virtserialport,chardev=bus,name=org.davit.bus.0",
-		"-kernel", image, "-initrd", initrd, "-append", "console=ttyS0 quiet panic=-1")
+		"-kernel", image, "-initrd", initrd, "-append", "console=ttyS0 quiet panic=-1 "+rig.NoTimerCheck)
 	cmd := exec.Command(h.qemu.Path, args...)
 	cmd.Env, cmd.Stderr = h.qemu.Env, h.log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}

@@ -20,6 +20,7 @@ import (
 	"github.com/davit-dpu/davit/firmware/spec"
 	"github.com/davit-dpu/davit/tests/vm"
 	"github.com/davit-dpu/davit/tools/packages"
+	"github.com/davit-dpu/davit/tools/rig"
 )
 
 // TestOrders is a VMM's whole life on a host.
@@ -259,7 +260,7 @@ func TestKernel(t *testing.T) {
 		t.Fatal(err)
 	}
 	o := order(1)
-	o.Memory, o.Firmware, o.Cmdline = 160*spec.MiB, "", "console=ttyS0 panic=-1"
+	o.Memory, o.Firmware, o.Cmdline = 160*spec.MiB, "", "console=ttyS0 panic=-1 "+rig.NoTimerCheck
 	o.Kernel = c.stage(o.PoolOffset+120*spec.MiB, image)
 	bad := o
 	digest := *o.Kernel

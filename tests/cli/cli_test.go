@@ -16,6 +16,7 @@ import (
 
 	"github.com/davit-dpu/davit/firmware/spec"
 	"github.com/davit-dpu/davit/tests/vm"
+	"github.com/davit-dpu/davit/tools/rig"
 )
 
 func TestMain(m *testing.M) { os.Exit(vm.Main(m)) }
@@ -119,7 +120,7 @@ memory: 160MiB
 boot:
   kernel: vmlinuz
   initrd: initrd
-  cmdline: console=ttyS0 quiet panic=1 davit.nonce=00
+  cmdline: console=ttyS0 quiet panic=1 ` + rig.NoTimerCheck + ` davit.nonce=00
 volumes:
   - {name: demo-root, kind: file}
 `
