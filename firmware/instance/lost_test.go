@@ -157,3 +157,24 @@ func TestNextAgentAdoptsWhatWasOrdered(t *testing.T) {
 		}
 	})
 }
+
+// What was ruled out once and is seen to run after all must be ruled out again
+// before its memory is given to another instance.
+func TestVMMThatComesBackIsRuledOutAgain(t *testing.T) {
+	inWorld(t, spec.RestartNever, func(t *testing.T, w *world, _ string) {
+		must(t, w.svc.Start(t.Context(), "demo"))
+		w.expect(t, spec.PhaseRunning, "")
+		w.change(func() { w.deaf = true })
+		w.svc.Observe(Observation{At: time.Now(), Serving: true, Host: true})
+		w.expect(t, spec.PhaseUnknown, "was told to start none")
+		time.Sleep(time.Second)
+		w.show()
+		w.expect(t, spec.PhaseRunning, "")
+		time.Sleep(time.Second)
+		w.change(func() { delete(w.vmms, "demo") })
+		w.expect(t, spec.PhaseFailed, "gave no report")
+		if n := w.count(killDemo); n != 2 {
+			t.Errorf("ordered %d times to kill it, want 2", n)
+		}
+	})
+}

@@ -51,6 +51,7 @@ func (r *runner) reconcile(ctx context.Context, obs *Observation) time.Time {
 	}
 	if v == viewRunning {
 		r.ran()
+		r.ruledOut = time.Time{}
 	}
 	switch {
 	case v == viewNone && running:
