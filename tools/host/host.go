@@ -307,9 +307,9 @@ func (h *Host) watchLocked(v *vmm) {
 		var tasks sync.WaitGroup
 		tasks.Go(func() { v.console.pump(ctx) })
 		tasks.Go(func() {
-			if err := boundLog(ctx, filepath.Join(v.dir, logFile)); err != nil { // the VMM is worth more than the space
+			boundLog(ctx, filepath.Join(v.dir, logFile), func(err error) { // the VMM is worth more than the space
 				h.log.Warn("the VMM's output is not bounded", "instance", v.order.Instance, "err", err)
-			}
+			})
 		})
 		reason, err := v.await()
 		cancel()

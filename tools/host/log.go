@@ -27,20 +27,31 @@ const (
 // stand between the two; the next hostd goes on from what it finds. The middle
 // becomes a hole: nothing moves, so that not a byte that QEMU writes meanwhile is
 // lost, and the end of the file is always what was said last.
-func boundLog(ctx context.Context, path string) error {
+//
+// A look that fails is followed by the next one: to give space back can fail for
+// want of space. warn is told of the first failure of a row.
+func boundLog(ctx context.Context, path string, warn func(error)) {
+	done, failing := int64(logHead), false
+	for {
+		next, err := lookAtLog(path, done)
+		if err != nil && !failing {
+			warn(fmt.Errorf("bound log: %w", err))
+		}
+		done, failing = next, err != nil
+		if !sleep(ctx, logEvery) {
+			return
+		}
+	}
+}
+
+// lookAtLog is punchLog of what has that name now.
+func lookAtLog(path string, done int64) (int64, error) {
 	f, err := os.OpenFile(path, os.O_WRONLY, 0)
 	if err != nil {
-		return fmt.Errorf("bound log: %w", err)
+		return done, err
 	}
 	defer f.Close()
-	for done := int64(logHead); ; {
-		if done, err = punchLog(f, done); err != nil {
-			return fmt.Errorf("bound log: %w", err)
-		}
-		if !sleep(ctx, logEvery) {
-			return nil
-		}
-	}
+	return punchLog(f, done)
 }
 
 // punchLog gives back the middle of a log when it has grown enough beyond done,

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -91,6 +92,34 @@ func TestKeepLog(t *testing.T) {
 		if got, err := os.ReadFile(to); err != nil || !bytes.Equal(got, want) {
 			t.Errorf("of %d bytes %d are kept, want %d: %v", size, len(got), len(want), err)
 		}
+	}
+}
+
+// TestBoundLogGoesOn: a look that fails, here for want of the file, is told once
+// and ends nothing.
+func TestBoundLogGoesOn(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "log")
+	ctx, cancel := context.WithCancel(t.Context())
+	warned, done := make(chan error, 8), make(chan struct{})
+	go func() {
+		defer close(done)
+		boundLog(ctx, path, func(err error) { warned <- err })
+	}()
+	if err := <-warned; !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("warned of %v", err)
+	}
+	if err := os.WriteFile(path+".new", make([]byte, babble), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(path+".new", path); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "the middle is gone", func() bool { return space(t, path) <= logBound })
+	cancel()
+	<-done
+	if len(warned) != 0 {
+		t.Errorf("warned again, of %v", <-warned)
 	}
 }
 
