@@ -184,8 +184,8 @@ func (s *session) setVringKick(m *Message) error {
 	return nil
 }
 
-// setVringCall changes how the driver is notified. The new call is signalled
-// once, since what the old one was still to signal ends with it.
+// setVringCall changes how the driver is notified. What the old call was still to
+// signal ends with it; Queue.SetCall signals the new one for that.
 func (s *session) setVringCall(m *Message) error {
 	r, fd, present, err := s.vringFD(m)
 	if err != nil {
@@ -204,7 +204,6 @@ func (s *session) setVringCall(m *Message) error {
 			r.run.queue.SetCall(nil)
 		} else {
 			r.run.queue.SetCall(call)
-			call.Signal()
 		}
 	}
 	if old != nil {
