@@ -4,7 +4,6 @@ package door
 
 import (
 	"context"
-	"errors"
 	"net"
 	"net/netip"
 	"strings"
@@ -36,11 +35,12 @@ func freeBind(network, _ string, c syscall.RawConn) error {
 
 // Present reports whether this machine has an address now; the unspecified one
 // it always has. The kernel is asked the way that knows all cases: by a socket
-// that is bound to it.
+// that is bound to it. When that fails for whatever reason, nobody saw the address.
 func Present(address netip.Addr) bool {
 	c, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(address, 0)))
-	if err == nil {
-		_ = c.Close()
+	if err != nil {
+		return false
 	}
-	return !errors.Is(err, unix.EADDRNOTAVAIL)
+	_ = c.Close()
+	return true
 }

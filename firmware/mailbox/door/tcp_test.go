@@ -10,6 +10,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// TestPresentKnowsOnlyWhatItSaw: an address that cannot be asked for is not there.
+// Nothing has the zone.
+func TestPresentKnowsOnlyWhatItSaw(t *testing.T) {
+	if addr := netip.MustParseAddr("fe80::1%nonesuch"); Present(addr) {
+		t.Errorf("%s is present", addr)
+	}
+}
+
 // TestListenBeforeTheAddress: the addresses with "docs" are for documentation
 // (RFC 5737 and 3849), so no machine has them.
 func TestListenBeforeTheAddress(t *testing.T) {
