@@ -11,6 +11,7 @@ import (
 	"net"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -349,6 +350,40 @@ func TestPeerBye(t *testing.T) {
 		}
 		if _, err := c.Read(make([]byte, 1)); !errors.Is(err, ErrPeerBye) {
 			t.Errorf("its channel: %v", err)
+		}
+	})
+}
+
+// TestByeBehindAnAnswer: an end that goes as soon as it is up has still to answer
+// the HELLO that made it so, or its peer takes the BYE for that of another session.
+func TestByeBehindAnAnswer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b := net.Pipe()
+		s, err := newSession(a, Config{Role: Host})
+		if err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait() // the first HELLO is on its way until somebody reads it
+		h := hello{min: 1, current: 1, role: Card, nonce: 9, echo: s.nonce}
+		if err := s.receive(frame{kind: frameHello, payload: h.append(nil)}, 0); err != nil {
+			t.Fatal(err)
+		}
+		go s.Close("going")
+		synctest.Wait()
+		d := newDecoder(b)
+		var got []frameType
+		for {
+			f, _, err := d.next()
+			if err != nil {
+				break
+			}
+			got = append(got, f.kind)
+			if h, err := parseHello(f.payload); len(got) == 2 && (err != nil || h.echo != 9) {
+				t.Errorf("the answer is %+v, %v", h, err)
+			}
+		}
+		if want := []frameType{frameHello, frameHello, frameBye}; !slices.Equal(got, want) {
+			t.Errorf("sent %v, want %v", got, want)
 		}
 	})
 }

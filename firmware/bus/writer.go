@@ -68,10 +68,7 @@ func (s *Session) collect(b []byte) []byte {
 		o.preamble = false
 		b = append(b, make([]byte, MaxFrame)...)
 	}
-	if o.hello {
-		o.hello = false
-		b = appendFrame(b, frame{kind: frameHello, flags: o.helloFlags, payload: s.helloPayload()})
-	}
+	b = s.collectHello(b)
 	if !s.isUp() {
 		return b
 	}
@@ -98,12 +95,23 @@ func (s *Session) collect(b []byte) []byte {
 	return b
 }
 
-// lastWords is all that an ended session still writes.
+// collectHello appends a HELLO that is due. Called with mu held.
+func (s *Session) collectHello(b []byte) []byte {
+	if !s.out.hello {
+		return b
+	}
+	s.out.hello = false
+	return appendFrame(b, frame{kind: frameHello, flags: s.out.helloFlags, payload: s.helloPayload()})
+}
+
+// lastWords is all that an ended session still writes: BYE, behind the HELLO
+// without which the peer would not know the session.
 func (s *Session) lastWords(b []byte) []byte {
 	if !s.out.bye || !s.isUp() {
 		return b
 	}
 	s.out.bye = false
+	b = s.collectHello(b)
 	return s.add(b, frame{kind: frameBye, payload: []byte(s.out.byeReason)})
 }
 
