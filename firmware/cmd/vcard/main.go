@@ -35,7 +35,10 @@ func main() {
 	sink := vcard.NewLogSink(os.Stderr, 1024)
 	log := slog.New(slog.NewTextHandler(sink, nil))
 	err := start(log, os.Args[1:])
-	if err != nil && !errors.Is(err, pflag.ErrHelp) {
+	if errors.Is(err, pflag.ErrHelp) {
+		return
+	}
+	if err != nil {
 		log.Error("vcard", "err", err)
 	}
 	sink.Close(time.Second)

@@ -372,6 +372,14 @@ func TestLogReaderIsGone(t *testing.T) {
 	}
 }
 
+// Who asks for the usage gets it, and no error.
+func TestHelp(t *testing.T) {
+	out, err := exec.Command(program, "--help").CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "--sandbox") {
+		t.Errorf("%v, %s", err, out)
+	}
+}
+
 func TestFlags(t *testing.T) {
 	for _, tt := range []struct{ args, want string }{
 		{"--sandbox=none", "want strict or available"},
