@@ -39,9 +39,10 @@ const finals = "@ABCDEFGHIJKLMPSTXZ`abdefgmrsu"
 // cursor's shape, and a soft reset.
 var shaped = []string{" q", "!p"}
 
-// modes that may be set and reset, by their prefix. Not among them is what
-// changes the keys, such as a locked keyboard or newline mode, or has the
-// terminal report by itself: mouse, focus, size.
+// modes that may be set and reset, by their prefix. Of those that change the keys
+// only what full-screen programs need is among them, cursor keys and keypad, and
+// no locked keyboard or newline mode; nor is what has the terminal report by
+// itself: mouse, focus, size.
 var modes = map[string][]int{
 	"": {4}, // insert
 	"?": {
