@@ -45,6 +45,11 @@ func start(t *testing.T, what string) *child {
 	if os.Geteuid() != 0 {
 		t.Skip("the strict sandbox needs root")
 	}
+	if mounted, err := isMountPoint("/"); err != nil {
+		t.Fatal(err)
+	} else if !mounted {
+		t.Skip("the strict sandbox needs a root that is a mount point; this is a chroot")
+	}
 	dir := t.TempDir()
 	file, err := os.OpenFile(filepath.Join(dir, "volume"), os.O_RDWR|os.O_CREATE, 0o600)
 	if err == nil {
@@ -196,6 +201,17 @@ func TestStrictChecks(t *testing.T) {
 		if want := s.name + "=passed\n"; !strings.Contains(c.out.String(), want) {
 			t.Errorf("want %q in %q", want, c.output())
 		}
+	}
+}
+
+func TestIsMountPoint(t *testing.T) {
+	for path, want := range map[string]bool{"/proc": true, t.TempDir(): false} {
+		if got, err := isMountPoint(path); got != want || err != nil {
+			t.Errorf("isMountPoint(%s) = %v, %v; want %v", path, got, err, want)
+		}
+	}
+	if _, err := isMountPoint(filepath.Join(t.TempDir(), "none")); err == nil {
+		t.Error("a path that isn't there has a mount")
 	}
 }
 

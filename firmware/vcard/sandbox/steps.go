@@ -75,6 +75,11 @@ func emptyRoot(Config) (string, error) {
 	} else if !own {
 		return "", errors.New("mount namespace is the parent's")
 	}
+	if mounted, err := isMountPoint("/"); err != nil {
+		return "", err
+	} else if !mounted {
+		return "", errors.New("the root is not a mount point, as in a chroot: it cannot be left")
+	}
 	if err := enterEmpty(); err != nil {
 		return "", err
 	}
@@ -93,6 +98,17 @@ func emptyRoot(Config) (string, error) {
 		return "", fmt.Errorf("the new root has %d entries", len(entries))
 	}
 	return "root is an empty read-only directory", nil
+}
+
+// isMountPoint says whether a file system is mounted at path. A kernel that
+// doesn't tell (before 5.8) is taken to mean yes: what follows fails if not.
+func isMountPoint(path string) (bool, error) {
+	var st unix.Statx_t
+	if err := unix.Statx(unix.AT_FDCWD, path, 0, 0, &st); err != nil {
+		return false, fmt.Errorf("look at the mount of %s: %w", path, err)
+	}
+	const root = unix.STATX_ATTR_MOUNT_ROOT
+	return st.Attributes_mask&root == 0 || st.Attributes&root != 0, nil
 }
 
 // enterEmpty mounts an empty directory and makes it the working directory.
