@@ -145,29 +145,32 @@ func (s Step) String() string {
 func (c *Cache) Ensure(ctx context.Context, progress func(Step), needs ...Need) (*Set, error) {
 	set := &Set{places: map[Need]place{}}
 	var missing []spec
+	var barred []error
 	for _, n := range needs {
 		s, err := specOf(n)
 		if err != nil {
 			return nil, err
 		}
-		if p, ok := c.find(ctx, s); ok {
+		p, why := c.find(ctx, s)
+		if why == nil {
 			set.places[n] = p
-		} else {
-			missing = append(missing, s)
+			continue
 		}
+		missing = append(missing, s)
+		barred = append(barred, c.mayFetch(s, why))
+	}
+	if err := errors.Join(barred...); err != nil {
+		return nil, err
 	}
 	if len(missing) == 0 {
 		return set, nil
-	}
-	if err := c.mayFetch(missing); err != nil {
-		return nil, err
 	}
 	if err := c.fetchAll(ctx, progress, missing, false); err != nil {
 		return nil, err
 	}
 	for _, s := range missing {
-		p, ok := c.find(ctx, s)
-		if !ok {
+		p, err := c.find(ctx, s)
+		if err != nil {
 			return nil, fmt.Errorf("%s (%s): fetched, but not whole: %w", s.need, s.purpose, ErrMissing)
 		}
 		set.places[s.need] = p
@@ -180,26 +183,26 @@ func (c *Cache) Ensure(ctx context.Context, progress func(Step), needs ...Need) 
 // for the processes that use it; older ones are removed.
 func (c *Cache) Update(ctx context.Context, progress func(Step), needs ...Need) error {
 	var fetched []spec
+	var barred []error
 	for _, n := range needs {
 		s, err := specOf(n)
 		if err != nil {
 			return err
 		}
-		if p, ok := c.find(ctx, s); !ok || p.kind == kindFetched {
+		if p, why := c.find(ctx, s); why != nil || p.kind == kindFetched {
 			fetched = append(fetched, s)
+			barred = append(barred, c.mayFetch(s, why))
 		}
 	}
-	if len(fetched) == 0 {
-		return nil
-	}
-	if err := c.mayFetch(fetched); err != nil {
+	if err := errors.Join(barred...); err != nil || len(fetched) == 0 {
 		return err
 	}
 	return c.fetchAll(ctx, progress, fetched, true)
 }
 
-// mayFetch says why the needs cannot be fetched, with what mends it.
-func (c *Cache) mayFetch(missing []spec) error {
+// mayFetch says why the need, which find found no place for, cannot be fetched,
+// with what mends it; nil when it can.
+func (c *Cache) mayFetch(s spec, found error) error {
 	why := ""
 	switch {
 	case c.cfg.Offline:
@@ -212,9 +215,8 @@ func (c *Cache) mayFetch(missing []spec) error {
 		}
 		why = "apt-get is not on PATH"
 	}
-	var errs []error
-	for _, s := range missing {
-		errs = append(errs, fmt.Errorf("%s (%s): %w: %s; %s", s.need, s.purpose, ErrMissing, why, c.remedy(s)))
+	if found != nil && !errors.Is(found, errNotFound) {
+		why = found.Error() + ", and " + why
 	}
-	return errors.Join(errs...)
+	return fmt.Errorf("%s (%s): %w: %s; %s", s.need, s.purpose, ErrMissing, why, c.remedy(s, found))
 }

@@ -83,13 +83,17 @@ func (c *Cache) checkNeed(ctx context.Context, n Need, set *Set) Finding {
 		return Finding{Name: string(n), Need: n, Status: StatusMissing, Purpose: "unknown", Detail: err.Error()}
 	}
 	f := Finding{Name: string(n), Need: n, Purpose: s.purpose}
-	if p, ok := c.find(ctx, s); ok {
+	p, why := c.find(ctx, s)
+	if why == nil {
 		set.places[n] = p
 		f.Status, f.Path, f.Version, f.Detail = StatusOK, p.where(), p.version, string(p.kind)
 		return f
 	}
-	if err := c.mayFetch([]spec{s}); err != nil {
-		f.Status, f.Detail, f.Remedy = StatusMissing, "not found", c.remedy(s)
+	if err := c.mayFetch(s, why); err != nil {
+		f.Status, f.Detail, f.Remedy = StatusMissing, why.Error(), c.remedy(s, why)
+		if errors.Is(why, errNotFound) && s.lowest() != "" {
+			f.Detail += ", want " + s.lowest()
+		}
 		return f
 	}
 	sources, err := readSources(c.apt.etc)
@@ -97,7 +101,7 @@ func (c *Cache) checkNeed(ctx context.Context, n Need, set *Set) Finding {
 		err = fmt.Errorf("%s names no archive of %s", c.apt.etc, c.distro.codename)
 	}
 	if err != nil {
-		f.Status, f.Detail, f.Remedy = StatusMissing, err.Error(), c.remedy(s)
+		f.Status, f.Detail, f.Remedy = StatusMissing, err.Error(), c.remedy(s, why)
 		return f
 	}
 	f.Status = StatusFetch

@@ -5,6 +5,7 @@ package packages
 import (
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -45,9 +46,11 @@ func TestCheckNamesTheRemedy(t *testing.T) {
 		{"a child of ubuntu", "ID=mint\nID_LIKE=\"ubuntu debian\"", SWTPM, "sudo apt-get install swtpm swtpm-tools gnutls-bin"},
 		{"fedora", "ID=fedora", SWTPM, "sudo dnf install swtpm swtpm-tools gnutls-utils"},
 		{"arch", "ID=arch", E2fsprogs, "sudo pacman -S --needed e2fsprogs"},
-		{"kernel", "ID=fedora", KernelFor(ArchARM64), "dpkg -x PACKAGE.deb "},
-		{"unknown", "ID=nixos", QEMU, "dpkg -x PACKAGE.deb "},
-		{"nothing known", "", QEMU, "dpkg -x PACKAGE.deb "},
+		{"its static busybox", "ID=ubuntu\nID_LIKE=debian", BusyboxFor(runtime.GOARCH), "sudo apt-get install busybox-static"},
+		{"the kernel, not the package that names it", "ID=ubuntu", KernelFor(ArchARM64), "linux-image-VERSION-cloud-arm64, on which linux-image-cloud-arm64 depends, for arm64 from https://"},
+		{"unpacker", "ID=fedora", KernelFor(ArchARM64), "sudo dnf install dpkg && mkdir -p "},
+		{"unknown", "ID=nixos", QEMU, "install qemu-system-aarch64, qemu-system-x86_64, qemu-img where PATH"},
+		{"nothing known", "", FirmwareFor(ArchARM64), "Debian's qemu-efi-aarch64 for arm64 from https://"},
 		{"debian with sources of nobody", "ID=debian\nVERSION_CODENAME=forky", QEMU, "sudo apt-get install qemu-system-arm"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -59,6 +62,76 @@ func TestCheckNamesTheRemedy(t *testing.T) {
 				t.Errorf("finding %v, want remedy %q", f, tc.want)
 			}
 		})
+	}
+}
+
+// A program that is there and too old is not "not found", and installing it
+// once more is no remedy.
+func TestCheckSaysTooOld(t *testing.T) {
+	t.Parallel()
+	dir := fakeDir(t)
+	root := filepath.Join(dir, "system")
+	writeFile(t, filepath.Join(root, "etc/os-release"), "ID=ubuntu\nID_LIKE=debian\nVERSION_CODENAME=noble", 0o644)
+	for _, n := range []string{"qemu-system-aarch64", "qemu-system-x86_64", "qemu-img"} {
+		script(t, root, filepath.Join("usr/bin", n), "QEMU emulator version 8.2.2 (Debian 1:8.2.2+ds-0ubuntu1)\nuser")
+	}
+	script(t, root, "usr/sbin/mke2fs", "mke2fs 1.44.1")
+	script(t, root, "usr/sbin/debugfs", "debugfs 1.44.1")
+	script(t, root, "usr/sbin/e2fsck", "e2fsck 1.44.1")
+	c := mustOpen(t, dir)
+	c.cfg.NoSystem = false
+	for n, want := range map[Need][2]string{
+		QEMU:      {"qemu-system-aarch64 is version 8.2.2, want 10.0 or later", "--target-list=aarch64-softmmu,x86_64-softmmu"},
+		E2fsprogs: {"mke2fs is version 1.44.1, want 1.45 or later", "install 1.45 or later where PATH"},
+		SWTPM:     {"not found, want 0.7 or later", "sudo apt-get install swtpm"},
+	} {
+		f := c.checkNeed(t.Context(), n, &Set{places: map[Need]place{}})
+		if f.Status != StatusMissing || !strings.Contains(f.Detail, want[0]) || !strings.Contains(f.Remedy, want[1]) {
+			t.Errorf("finding %v, want %q", f, want)
+		}
+		_, err := c.Ensure(t.Context(), nil, n)
+		if !errors.Is(err, ErrMissing) || !strings.Contains(err.Error(), want[1]) {
+			t.Errorf("Ensure: %v, want %q", err, want[1])
+		}
+	}
+}
+
+// A tree that was unpacked and is not whole is named, with what it lacks.
+func TestCheckSaysNotWhole(t *testing.T) {
+	t.Parallel()
+	dir := fakeDir(t)
+	writeFile(t, filepath.Join(dir, "system/etc/os-release"), "ID=ubuntu", 0o644)
+	c := mustOpen(t, dir)
+	tree := c.localDir(KernelFor(ArchARM64))
+	writeFile(t, filepath.Join(tree, "usr/share/doc/linux-image-cloud-arm64/copyright"), "x", 0o644)
+	f := c.checkNeed(t.Context(), KernelFor(ArchARM64), &Set{places: map[Need]place{}})
+	if f.Status != StatusMissing || !strings.Contains(f.Detail, tree+" has no boot/vmlinuz-") {
+		t.Errorf("finding %v, want what %s lacks", f, tree)
+	}
+}
+
+// What is printed to be typed does work: in a cache that isn't there yet, whose
+// path the shell would take apart.
+func TestUnpackCommandWorks(t *testing.T) {
+	t.Parallel()
+	bin := t.TempDir()
+	// As the real one does, it makes the last folder only.
+	writeFile(t, filepath.Join(bin, "dpkg"), "#!/bin/sh\ntest \"$1 $2\" = '-x FILE.deb' && { test -d \"$3\" || mkdir \"$3\"; } && echo x >\"$3/unpacked\"\n", 0o755)
+	dir := fakeDir(t)
+	writeFile(t, filepath.Join(dir, "system/etc/os-release"), "ID=ubuntu", 0o644)
+	c := mustOpen(t, dir)
+	c.dir = filepath.Join(t.TempDir(), "no", "it's $HOME")
+	_, command, ok := strings.Cut(c.remedy(mustSpec(t, StubFor(ArchARM64)), errNotFound), ", then: ")
+	if !ok {
+		t.Fatal("no command in the remedy")
+	}
+	cmd := exec.Command("sh", "-c", command)
+	cmd.Env = append(os.Environ(), "PATH="+bin+":"+os.Getenv("PATH"))
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%s: %v: %s", command, err, out)
+	}
+	if file := filepath.Join(c.localDir(StubFor(ArchARM64)), "unpacked"); !isFile(file) {
+		t.Errorf("%s didn't make %s", command, file)
 	}
 }
 

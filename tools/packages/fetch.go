@@ -86,7 +86,7 @@ func (c *Cache) fetchAll(ctx context.Context, progress func(Step), specs []spec,
 func (c *Cache) stillMissing(ctx context.Context, specs []spec) []spec {
 	var out []spec
 	for _, s := range specs {
-		if _, ok := c.find(ctx, s); !ok {
+		if _, err := c.find(ctx, s); err != nil {
 			out = append(out, s)
 		}
 	}
@@ -99,7 +99,7 @@ func (f *fetcher) explain(specs []spec, err error) error {
 	names := make([]string, len(specs))
 	remedies := make([]string, len(specs))
 	for i, s := range specs {
-		names[i], remedies[i] = string(s.need), f.cache.remedy(s)
+		names[i], remedies[i] = string(s.need), f.cache.remedy(s, nil)
 	}
 	advice := `check that "apt-get update" works on this machine`
 	if errors.Is(err, ErrNoArchive) {

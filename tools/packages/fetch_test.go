@@ -255,7 +255,7 @@ func TestKilledFetchRecovers(t *testing.T) {
 			writeFile(t, hang, "", 0o644)
 			killAt(t, dir, phase)
 			c := mustOpen(t, dir)
-			if _, ok := c.find(t.Context(), mustSpec(t, E2fsprogs)); ok {
+			if _, err := c.find(t.Context(), mustSpec(t, E2fsprogs)); err == nil {
 				t.Error("a killed fetch has met the need")
 			}
 			if err := os.Remove(hang); err != nil {

@@ -38,6 +38,13 @@ type place struct {
 	files map[string]string
 }
 
+// Why nothing meets a need: no trace of it, or a program of the system's that
+// is too old or lacks something, so that installing it again helps nobody.
+var (
+	errNotFound = errors.New("not found")
+	errUnfit    = errors.New("the system's own doesn't serve")
+)
+
 // versionTimeout bounds how long a program may take to say its version.
 const versionTimeout = 20 * time.Second
 
@@ -48,17 +55,35 @@ var binDirs = []string{"usr/bin", "usr/sbin", "bin", "sbin"}
 // localDir is where users may unpack a tree for a need themselves.
 func (c *Cache) localDir(n Need) string { return filepath.Join(c.dir, "local", string(n)) }
 
-// find looks for a place that meets the need, without changing anything.
-func (c *Cache) find(ctx context.Context, s spec) (place, bool) {
-	if p, err := openTree(c.localDir(s.need), s); err == nil {
+// find looks for a place that meets the need, without changing anything. Its
+// error says what is there and doesn't serve, for the user to mend: a tree
+// unpacked by hand that is not whole, or a program of the system's.
+func (c *Cache) find(ctx context.Context, s spec) (place, error) {
+	p, local := openTree(c.localDir(s.need), s)
+	if local == nil {
 		p.kind = kindLocal
-		return p, true
+		return p, nil
 	}
+	var system error
 	if !c.cfg.NoSystem {
-		if p, err := openSystem(ctx, c.cfg.Root, s); err == nil {
-			return p, true
+		if p, system = openSystem(ctx, c.cfg.Root, s); system == nil {
+			return p, nil
 		}
 	}
+	if p, ok := c.findFetched(s); ok {
+		return p, nil
+	}
+	switch {
+	case isDir(c.localDir(s.need)):
+		return place{}, local
+	case errors.Is(system, errUnfit):
+		return place{}, system
+	}
+	return place{}, errNotFound
+}
+
+// findFetched opens the generation in use.
+func (c *Cache) findFetched(s spec) (place, bool) {
 	home := filepath.Join(c.store(), string(s.need))
 	gen, err := os.Readlink(filepath.Join(home, currentName))
 	if err != nil || gen != filepath.Base(gen) {
@@ -193,7 +218,7 @@ func openSystem(ctx context.Context, root string, s spec) (place, error) {
 		p.tools[c.name] = path
 		v, err := c.check(ctx, path, s.min)
 		if err != nil {
-			return place{}, err
+			return place{}, fmt.Errorf("%w: %w", errUnfit, err)
 		}
 		if i == 0 {
 			p.version = v
@@ -237,7 +262,7 @@ func (c command) check(ctx context.Context, path string, min Version) (string, e
 		return "", fmt.Errorf("%s %s: %w", path, strings.Join(c.versionArgs, " "), err)
 	}
 	if v.Less(min) {
-		return "", fmt.Errorf("%s is version %s, want %s or later: %w", path, v, min, ErrMissing)
+		return "", fmt.Errorf("%s is version %s, want %s or later", path, v, min)
 	}
 	if c.probe == nil {
 		return v.String(), nil
@@ -250,7 +275,7 @@ func (c command) check(ctx context.Context, path string, min Version) (string, e
 			return v.String(), nil
 		}
 	}
-	return "", fmt.Errorf("%s %s: no %q in its answer: %w", path, strings.Join(c.probe, " "), c.want, ErrMissing)
+	return "", fmt.Errorf("%s %s: no %q in its answer", path, strings.Join(c.probe, " "), c.want)
 }
 
 // answer gives what a program prints, on both of its outputs: mke2fs -V

@@ -89,6 +89,8 @@ type spec struct {
 	noSystem bool
 	// install is what other systems call the packages, by os-release ID.
 	install map[string]string
+	// build is what helps where the system's packages are too old.
+	build string
 }
 
 // command is a program that belongs to a need.
@@ -148,10 +150,12 @@ func qemuSpec() spec {
 		roots:   []string{"qemu-system-arm", "qemu-system-x86", "qemu-utils", "seabios", "ipxe-qemu"},
 		closure: true, backports: true,
 		install: map[string]string{
-			"debian": "qemu-system-arm qemu-system-x86 qemu-utils",
+			"debian": "qemu-system-arm qemu-system-x86 qemu-utils seabios ipxe-qemu",
 			"fedora": "qemu-system-aarch64-core qemu-system-x86-core qemu-img",
 			"arch":   "qemu-system-aarch64 qemu-system-x86 qemu-img",
 		},
+		build: "a later release of the system may have it; else build it from https://www.qemu.org/download/#source: " +
+			"./configure --target-list=aarch64-softmmu,x86_64-softmmu --enable-slirp --enable-tools && make && sudo make install",
 	}
 }
 
@@ -250,9 +254,13 @@ func stubSpec(arch string) spec {
 }
 
 func busyboxSpec(arch string) spec {
-	return spec{
+	s := spec{
 		need: BusyboxFor(arch), purpose: "user space of small " + arch + " instances", arch: arch,
-		files: []file{{fileBusybox, []string{"usr/bin/busybox", "bin/busybox"}}},
+		files: []file{{fileBusybox, []string{"usr/bin/busybox", "bin/busybox", "usr/sbin/busybox"}}},
 		roots: []string{"busybox-static"}, static: true,
 	}
+	if arch == runtime.GOARCH {
+		s.install = map[string]string{"debian": "busybox-static", "fedora": "busybox", "arch": "busybox"}
+	}
+	return s
 }

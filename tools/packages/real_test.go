@@ -20,7 +20,7 @@ func openReal(t *testing.T, dir string) *Cache {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := c.mayFetch([]spec{mustSpec(t, BusyboxFor(runtime.GOARCH))}); err != nil {
+	if err := c.mayFetch(mustSpec(t, BusyboxFor(runtime.GOARCH)), nil); err != nil {
 		t.Skipf("this machine cannot fetch packages: %v", err)
 	}
 	return c
