@@ -6,10 +6,11 @@ import (
 	"bytes"
 	"errors"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/davit-dpu/davit/tools/packages"
 )
 
 func openTest(t *testing.T, path string, algs ...Alg) *File {
@@ -173,9 +174,16 @@ func TestFileWriteFails(t *testing.T) {
 // Others' tools read our logs and replay them to the same values.
 func TestToolsAgree(t *testing.T) {
 	t.Parallel()
-	tool, err := exec.LookPath("tpm2_eventlog")
+	cache, err := packages.Open(packages.Config{})
 	if err != nil {
+		t.Fatal(err)
+	}
+	set, err := cache.Ensure(t.Context(), nil, packages.TPM2Tools)
+	if errors.Is(err, packages.ErrMissing) {
 		t.Skipf("no other implementation to compare with: %v", err)
+	}
+	if err != nil {
+		t.Fatal(err)
 	}
 	path := filepath.Join(t.TempDir(), "log")
 	f := openTest(t, path, SHA1, SHA256)
@@ -184,7 +192,7 @@ func TestToolsAgree(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	out, err := exec.Command(tool, path).CombinedOutput()
+	out, err := set.Command("tpm2_eventlog", path).CombinedOutput()
 	if err != nil {
 		t.Fatalf("tpm2_eventlog: %v\n%s", err, out)
 	}

@@ -89,8 +89,12 @@ func (c *Cache) checkNeed(ctx context.Context, n Need, set *Set) Finding {
 		f.Status, f.Path, f.Version, f.Detail = StatusOK, p.where(), p.version, string(p.kind)
 		return f
 	}
+	lacking := StatusMissing
+	if s.optional {
+		lacking = StatusNote
+	}
 	if err := c.mayFetch(s, why); err != nil {
-		f.Status, f.Detail, f.Remedy = StatusMissing, why.Error(), c.remedy(s, why)
+		f.Status, f.Detail, f.Remedy = lacking, why.Error(), c.remedy(s, why)
 		if errors.Is(why, errNotFound) && s.lowest() != "" {
 			f.Detail += ", want " + s.lowest()
 		}
@@ -101,7 +105,7 @@ func (c *Cache) checkNeed(ctx context.Context, n Need, set *Set) Finding {
 		err = fmt.Errorf("%s names no archive of %s", c.apt.etc, c.distro.codename)
 	}
 	if err != nil {
-		f.Status, f.Detail, f.Remedy = StatusMissing, err.Error(), c.remedy(s, why)
+		f.Status, f.Detail, f.Remedy = lacking, err.Error(), c.remedy(s, why)
 		return f
 	}
 	f.Status = StatusFetch

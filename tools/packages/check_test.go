@@ -96,6 +96,17 @@ func TestCheckSaysTooOld(t *testing.T) {
 	}
 }
 
+// What everything works without is no reason to fail.
+func TestCheckNotesTheOptional(t *testing.T) {
+	t.Parallel()
+	dir := fakeDir(t)
+	writeFile(t, filepath.Join(dir, "system/etc/os-release"), "ID=ubuntu", 0o644)
+	f := mustOpen(t, dir).checkNeed(t.Context(), TPM2Tools, &Set{places: map[Need]place{}})
+	if f.Status != StatusNote || f.Remedy != "sudo apt-get install tpm2-tools" {
+		t.Errorf("finding %v, want a note with the remedy", f)
+	}
+}
+
 // A tree that was unpacked and is not whole is named, with what it lacks.
 func TestCheckSaysNotWhole(t *testing.T) {
 	t.Parallel()
