@@ -81,18 +81,34 @@ func (p *process) control(fn func(fd int) error) error {
 	return errors.Join(raw.Control(func(fd uintptr) { ferr = fn(int(fd)) }), ferr)
 }
 
-// startTime is field 22 of /proc/PID/stat (proc_pid_stat(5)).
-func startTime(pid int) (uint64, error) {
+// Fields of /proc/PID/stat (proc_pid_stat(5)), counted from 1.
+const (
+	statFlags = 9
+	statStart = 22
+)
+
+// stat reads one field, of those after the program's name.
+func stat(pid, field int) (uint64, error) {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return 0, err
 	}
 	_, rest, ok := bytes.Cut(b[max(bytes.LastIndexByte(b, ')'), 0):], []byte(" "))
 	fields := strings.Fields(string(rest))
-	if !ok || len(fields) < 20 {
+	if !ok || len(fields) <= field-3 {
 		return 0, fmt.Errorf("read /proc/%d/stat: %d fields", pid, len(fields))
 	}
-	return strconv.ParseUint(fields[19], 10, 64)
+	return strconv.ParseUint(fields[field-3], 10, 64)
+}
+
+func startTime(pid int) (uint64, error) { return stat(pid, statStart) }
+
+// ending says whether the process' first thread is on its way out. Its command
+// line is gone then, and others of its threads may still run.
+func ending(pid int) bool {
+	const exiting = 4 // PF_EXITING
+	flags, err := stat(pid, statFlags)
+	return err == nil && flags&exiting != 0
 }
 
 // hasUUID says whether a process was started as the VMM of a generation.
@@ -108,8 +124,11 @@ func findProcess(dir, uuid string) (*process, error) {
 	var rec pidRecord
 	if err := readJSON(filepath.Join(dir, "pid.json"), &rec); err == nil {
 		return holdProcess(rec.PID, func(pid int) error {
-			if start, err := startTime(pid); err != nil || start != rec.Start || !hasUUID(pid, uuid) {
+			if start, err := startTime(pid); err != nil || start != rec.Start {
 				return errors.Join(errGone, err)
+			}
+			if !hasUUID(pid, uuid) && !ending(pid) { // in this order: it may begin to end
+				return errGone
 			}
 			return nil
 		})

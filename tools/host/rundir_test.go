@@ -6,12 +6,15 @@ import (
 	"context"
 	"crypto/sha256"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/davit-dpu/davit/firmware/spec"
 )
@@ -171,6 +174,61 @@ func TestFindProcess(t *testing.T) {
 	if err := <-ended; err != nil || !p.exited() {
 		t.Errorf("wait: %v", err)
 	}
+}
+
+// envHeadless has the test binary play a process without its first thread.
+const envHeadless = "DAVIT_TEST_HEADLESS"
+
+// Such a process ends with its first thread, on which packages are
+// initialized; those of the runtime go on until they are killed.
+var _ = func() error {
+	if os.Getenv(envHeadless) != "" {
+		_, _, _ = unix.RawSyscall(unix.SYS_EXIT, 0, 0, 0)
+	}
+	return nil
+}()
+
+// TestFindEndingProcess: a VMM that was killed and of which some threads are
+// still there has not ended, although it has no command line any more.
+func TestFindEndingProcess(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), envHeadless+"=1")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer cmd.Wait()
+	defer cmd.Process.Kill()
+	pid := cmd.Process.Pid
+	for deadline := time.Now().Add(10 * time.Second); !ending(pid) || hasArguments(pid); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("the first thread goes on")
+		}
+	}
+	start, err := startTime(pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := writeJSON(filepath.Join(dir, "pid.json"), pidRecord{pid, start}); err != nil {
+		t.Fatal(err)
+	}
+	p, err := findProcess(dir, uuidOf(testGeneration))
+	if err != nil {
+		t.Fatalf("findProcess: %v, while the process is there", err)
+	}
+	defer p.pidfd.Close()
+	if err := errors.Join(p.kill(), p.wait()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := findProcess(dir, uuidOf(testGeneration)); !errors.Is(err, errGone) {
+		t.Errorf("findProcess: %v after its end, want errGone", err)
+	}
+}
+
+func hasArguments(pid int) bool {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	return err == nil && len(b) > 0
 }
 
 // TestRecordOfTheDead: a VMM that ends while it is adopted is gone, and its
