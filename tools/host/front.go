@@ -81,7 +81,7 @@ func (f *front) serveOnce(ctx context.Context) (connected bool, err error) {
 	defer ch.Close()
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	l, err := listen(f.v.dir, f.name)
+	l, err := f.v.listen(f.name)
 	if err != nil {
 		return false, err
 	}

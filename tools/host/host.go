@@ -330,6 +330,7 @@ func (h *Host) buried(v *vmm, reason string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	defer close(v.done)
+	v.close() // devices may just be trying to be connected again
 	if err := errors.Join(h.dir.bury(st), v.proc.pidfd.Close()); err != nil {
 		h.log.Error("VMM left something behind", "instance", st.Instance, "err", err)
 	}

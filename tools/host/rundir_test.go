@@ -231,6 +231,30 @@ func hasArguments(pid int) bool {
 	return err == nil && len(b) > 0
 }
 
+// TestNoSocketAfterTheEnd: what is left of a VMM makes no socket in a directory
+// that is being removed, or that is its successor's already.
+func TestNoSocketAfterTheEnd(t *testing.T) {
+	t.Parallel()
+	v := &vmm{dir: t.TempDir()}
+	l, err := v.listen("disk0.sock")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	v.close()
+	if l, err := v.listen("disk1.sock"); l != nil || !errors.Is(err, errGone) {
+		t.Errorf("listen = %v, %v; want errGone", l, err)
+	}
+	if _, err := v.listen("disk0.sock"); !errors.Is(err, errGone) || !exists(filepath.Join(v.dir, "disk0.sock")) {
+		t.Errorf("listen = %v; want errGone, and the successor's socket left alone", err)
+	}
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
+
 // TestRecordOfTheDead: a VMM that ends while it is adopted is gone, and its
 // descriptor closed.
 func TestRecordOfTheDead(t *testing.T) {

@@ -7,9 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -26,6 +28,27 @@ type vmm struct {
 	console *console
 	killed  atomic.Bool // by the card's order
 	done    chan struct{}
+
+	mu     sync.Mutex
+	closed bool // the directory is no longer this VMM's; guarded by mu
+}
+
+// listen makes a listening socket in the VMM's directory, for as long as it has
+// one: a successor's has the same name.
+func (v *vmm) listen(name string) (*net.UnixListener, error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.closed {
+		return nil, fmt.Errorf("listen on %s: %w", name, errGone)
+	}
+	return listen(v.dir, name)
+}
+
+// close keeps new sockets out of the directory.
+func (v *vmm) close() {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.closed = true
 }
 
 func (v *vmm) status() spec.VMMStatus {
