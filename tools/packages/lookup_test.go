@@ -104,6 +104,24 @@ func TestLocalTreeComesFirst(t *testing.T) {
 	}
 }
 
+// The card's firmware must measure, where the distribution has one that doesn't.
+func TestFirmwareWithTPM(t *testing.T) {
+	t.Parallel()
+	root := t.TempDir()
+	s := mustSpec(t, FirmwareFor(ArchARM64))
+	for _, name := range []string{"AAVMF_CODE.fd", "AAVMF_CODE.secboot.fd"} { // Debian 12, 13
+		writeFile(t, filepath.Join(root, "usr/share/AAVMF", name), "x", 0o644)
+		writeFile(t, filepath.Join(root, "usr/share/AAVMF/AAVMF_VARS.fd"), "x", 0o644)
+		p, err := openTree(root, s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := filepath.Base(p.files[fileCode]); got != name {
+			t.Errorf("firmware %s, want %s", got, name)
+		}
+	}
+}
+
 func TestBusyboxMustBeStatic(t *testing.T) {
 	t.Parallel()
 	self, err := os.Executable()

@@ -224,7 +224,9 @@ func firmwareSpec(arch string) spec {
 	if arch == ArchARM64 {
 		s.roots = []string{"qemu-efi-aarch64"}
 		s.files = []file{
-			{fileCode, []string{"usr/share/AAVMF/AAVMF_CODE.fd", "usr/share/edk2/aarch64/QEMU_EFI-pflash.raw", "usr/share/edk2/aarch64/QEMU_CODE.fd"}},
+			// Debian 13 builds the one without Secure Boot without TPM support: it
+			// measures nothing. Secure Boot is off while the variables hold no keys.
+			{fileCode, []string{"usr/share/AAVMF/AAVMF_CODE.secboot.fd", "usr/share/AAVMF/AAVMF_CODE.fd", "usr/share/edk2/aarch64/QEMU_EFI-pflash.raw", "usr/share/edk2/aarch64/QEMU_CODE.fd"}},
 			{fileVars, []string{"usr/share/AAVMF/AAVMF_VARS.fd", "usr/share/edk2/aarch64/vars-template-pflash.raw", "usr/share/edk2/aarch64/QEMU_VARS.fd"}},
 		}
 		s.install = map[string]string{"debian": "qemu-efi-aarch64", "fedora": "edk2-aarch64", "arch": "edk2-aarch64"}
