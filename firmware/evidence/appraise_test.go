@@ -6,7 +6,9 @@ import (
 	"bytes"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -44,6 +46,9 @@ func checkFailed(t *testing.T, r Report, want ...string) {
 		t.Errorf("Passed = %v, Verified = %v, with %d claims failed", r.Passed, err, len(want))
 	}
 	for _, c := range r.Claims {
+		if c.Verdict == Failed && !strings.Contains(fmt.Sprint(err), c.Name+" ("+printable(c.Reason)+")") {
+			t.Errorf("error %v doesn't say why %s failed", err, c.Name)
+		}
 		if (c.Verdict == Passed) != (c.Reason == "") {
 			t.Errorf("claim %s: %s with reason %q", c.Name, c.Verdict, c.Reason)
 		}

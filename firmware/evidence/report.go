@@ -111,12 +111,23 @@ type Verified struct {
 }
 
 // Verified returns what was proved, or [ErrNotTrusted] with the names of the
-// claims that failed.
+// claims that failed, and why.
 func (r Report) Verified() (Verified, error) {
 	if r.verified == nil {
-		return Verified{}, fmt.Errorf("%w: failed: %s", ErrNotTrusted, strings.Join(r.names(Failed), ", "))
+		return Verified{}, fmt.Errorf("%w: failed: %s", ErrNotTrusted, strings.Join(r.failures(), ", "))
 	}
 	return *r.verified, nil
+}
+
+// failures are the names of claims that failed, each with its reason.
+func (r Report) failures() []string {
+	var out []string
+	for _, c := range r.Claims {
+		if c.Verdict == Failed {
+			out = append(out, fmt.Sprintf("%s (%s)", c.Name, printable(c.Reason)))
+		}
+	}
+	return out
 }
 
 func (r Report) names(v Verdict) []string {
