@@ -135,10 +135,16 @@ func (c *Client) ask(ctx context.Context, command string, args any) (*answer, er
 	case a := <-ch:
 		return a, nil
 	case <-c.done:
-		return nil, c.Err()
+		err = c.Err()
 	case <-ctx.Done():
 		// The id stays known, so that a late answer is still recognised as ours.
-		return nil, ctx.Err()
+		err = ctx.Err()
+	}
+	select {
+	case a := <-ch: // it came first: select takes any of what is ready
+		return a, nil
+	default:
+		return nil, err
 	}
 }
 

@@ -113,6 +113,45 @@ func open(t *testing.T) (*Client, net.Conn, *bufio.Scanner) {
 	return c, s, in
 }
 
+// hasty is a VMM that has answered and is gone before the writer of the request
+// gets to run again.
+type hasty struct {
+	io.Reader
+	out    *io.PipeWriter
+	client *Client // nil while the client opens
+}
+
+func (h *hasty) Write(line []byte) (int, error) {
+	var r struct{ ID uint64 }
+	if err := json.Unmarshal(line, &r); err != nil {
+		return 0, err
+	}
+	_, err := fmt.Fprintf(h.out, `{"return": {}, "id": %d}`+"\n", r.ID)
+	if h.client != nil {
+		err = errors.Join(err, h.out.Close())
+		<-h.client.Done()
+	}
+	return len(line), err
+}
+
+func (h *hasty) Close() error { return h.out.Close() }
+
+func TestAnswerBeforeTheEnd(t *testing.T) {
+	for range 64 { // of which each would fail half of the time
+		in, out := io.Pipe()
+		h := &hasty{Reader: in, out: out}
+		go io.WriteString(out, greeting+"\n")
+		c, err := Open(t.Context(), h)
+		if err != nil {
+			t.Fatal(err)
+		}
+		h.client = c
+		if err := c.Execute(t.Context(), "quit", nil, nil); err != nil {
+			t.Fatalf("quit, which was answered: %v", err)
+		}
+	}
+}
+
 func TestDeadlines(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
