@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -26,13 +27,14 @@ func runRoot() error {
 	boot := countBoots()
 	fmt.Printf("DAVIT-GUEST root mounted from the card's disk, boot %d\n", boot)
 	var off sync.Once
-	stop, idle := make(chan struct{}), make(chan struct{})
+	stop, idle, alone := make(chan struct{}), make(chan struct{}), make(chan struct{})
 	// Before the proof: who has read that can press the button and be heard.
 	watchPowerButton(func() {
 		off.Do(func() {
 			fmt.Println("DAVIT-GUEST power button: powering off")
 			close(stop)
 			<-idle
+			endOthers(alone)
 			powerOff()
 		})
 	})
@@ -47,7 +49,7 @@ func runRoot() error {
 			load("/var/load", boot, stop)
 		}
 	}()
-	return shells()
+	return shells(stop, alone)
 }
 
 // argument is the value of key=value on the kernel command line.
@@ -87,9 +89,20 @@ func countBoots() int {
 	return n
 }
 
-// shells keeps a shell on the console and reaps orphans.
-func shells() error {
+// shells keeps a shell on the console and reaps orphans. After stop it starts
+// no more, and closes alone when no other process is left.
+func shells(stop <-chan struct{}, alone chan<- struct{}) error {
 	for {
+		select {
+		case <-stop:
+			for {
+				if _, err := syscall.Wait4(-1, nil, 0, nil); err != nil && err != syscall.EINTR {
+					close(alone)
+					select {}
+				}
+			}
+		default:
+		}
 		sh := exec.Command("/bin/sh", "-l")
 		sh.Env = []string{"HOME=/root", "PATH=/bin:/sbin", "TERM=vt100", "PS1=demo# "}
 		sh.Stdin, sh.Stdout, sh.Stderr = os.Stdin, os.Stdout, os.Stderr
@@ -142,8 +155,48 @@ func watchPowerButton(pressed func()) {
 	}
 }
 
+// endOthers ends all other processes. While devices are shut down, a read from
+// the disk would fail: of programs that are loaded page by page, too.
+func endOthers(alone <-chan struct{}) {
+	for {
+		if err := unix.Kill(-1, unix.SIGKILL); err != nil && err != unix.ESRCH {
+			fmt.Println("end processes:", err)
+		}
+		select {
+		case <-alone:
+			return
+		case <-time.After(50 * time.Millisecond): // one may just have been started
+		}
+	}
+}
+
+// keepProgram brings the whole of this program into memory, to stay.
+func keepProgram() error {
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	maps, err := os.ReadFile("/proc/self/maps")
+	if err != nil {
+		return err
+	}
+	for line := range strings.Lines(string(maps)) {
+		var from, to uintptr
+		if _, err := fmt.Sscanf(line, "%x-%x", &from, &to); err != nil || !strings.HasSuffix(strings.TrimSpace(line), self) {
+			continue
+		}
+		if _, _, errno := unix.Syscall(unix.SYS_MLOCK, from, to-from, 0); errno != 0 {
+			return fmt.Errorf("lock %x-%x: %w", from, to, errno)
+		}
+	}
+	return nil
+}
+
 // powerOff leaves the disk clean: nothing writes behind the remount.
 func powerOff() {
+	if err := keepProgram(); err != nil {
+		fmt.Println("keep this program in memory:", err)
+	}
 	unix.Sync()
 	if err := unix.Mount("", "/", "", unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
 		fmt.Println("remount read-only:", err)
