@@ -128,36 +128,48 @@ func TestLongVector(t *testing.T) {
 
 func TestRange(t *testing.T) {
 	t.Parallel()
-	volumes(t, func(t *testing.T, v Volume) {
-		b := [][]byte{make([]byte, 512), make([]byte, 512)}
-		for _, off := range []int64{-1, -512, testSize - 1023, testSize, testSize + 1, 1<<63 - 1} {
-			for what, err := range map[string]error{
-				"read": v.ReadAt(b, off), "write": v.WriteAt(b, off),
-				"discard": v.(Trimmer).Discard(off, 1024), "zero": v.(Trimmer).WriteZeroes(off, 1024, true),
-			} {
-				if !errors.Is(err, ErrRange) {
-					t.Errorf("%s at %d: got %v", what, off, err)
-				}
-			}
+	volumes(t, checkAccess)
+	t.Run("null", func(t *testing.T) {
+		v, err := NewNull(testSize)
+		if err != nil {
+			t.Fatal(err)
 		}
-		if err := v.(Trimmer).WriteZeroes(0, -1, false); !errors.Is(err, ErrRange) {
-			t.Errorf("negative length: got %v", err)
-		}
-		if err := v.WriteAt(b, testSize-1024); err != nil {
-			t.Errorf("last bytes: %v", err)
-		}
-		if err := v.Close(); err != nil {
-			t.Error(err)
-		}
-		for what, err := range map[string]error{
-			"read": v.ReadAt(b, 0), "write": v.WriteAt(b, 0), "flush": v.Flush(), "close": v.Close(),
-			"discard": v.(Trimmer).Discard(0, 512),
-		} {
-			if !errors.Is(err, ErrClosed) {
-				t.Errorf("%s after close: got %v", what, err)
-			}
-		}
+		checkAccess(t, v)
 	})
+}
+
+// checkAccess checks that a volume refuses what is outside of it, and everything
+// once it is closed.
+func checkAccess(t *testing.T, v Volume) {
+	t.Helper()
+	b := [][]byte{make([]byte, 512), make([]byte, 512)}
+	for _, off := range []int64{-1, -512, testSize - 1023, testSize, testSize + 1, 1<<63 - 1} {
+		for what, err := range map[string]error{
+			"read": v.ReadAt(b, off), "write": v.WriteAt(b, off),
+			"discard": v.(Trimmer).Discard(off, 1024), "zero": v.(Trimmer).WriteZeroes(off, 1024, true),
+		} {
+			if !errors.Is(err, ErrRange) {
+				t.Errorf("%s at %d: got %v", what, off, err)
+			}
+		}
+	}
+	if err := v.(Trimmer).WriteZeroes(0, -1, false); !errors.Is(err, ErrRange) {
+		t.Errorf("negative length: got %v", err)
+	}
+	if err := v.WriteAt(b, testSize-1024); err != nil {
+		t.Errorf("last bytes: %v", err)
+	}
+	if err := v.Close(); err != nil {
+		t.Error(err)
+	}
+	for what, err := range map[string]error{
+		"read": v.ReadAt(b, 0), "write": v.WriteAt(b, 0), "flush": v.Flush(), "close": v.Close(),
+		"discard": v.(Trimmer).Discard(0, 512),
+	} {
+		if !errors.Is(err, ErrClosed) {
+			t.Errorf("%s after close: got %v", what, err)
+		}
+	}
 }
 
 func TestSizes(t *testing.T) {

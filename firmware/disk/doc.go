@@ -3,7 +3,8 @@
 // Package disk holds volumes: what a block device stores its data on.
 //
 //	block device ── bufs, offset ──► Volume ── file (OpenFile)
-//	                                        └─ memory (NewMemory; for tests)
+//	                                        ├─ memory (NewMemory; for tests)
+//	                                        └─ nothing (NewNull; for measurements)
 //
 // A Volume is a fixed number of bytes, a multiple of SectorSize. I/O is
 // vectored and goes to or from the caller's buffers directly, which may be

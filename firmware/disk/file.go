@@ -25,6 +25,9 @@ type File struct {
 	fd int          // of f
 
 	lost atomic.Pointer[error] // why Flush failed first
+
+	inMemory   bool        // on a file system without a device: nothing waits
+	neverReads atomic.Bool // the file system knows no reads that do not wait
 }
 
 // OpenFile makes a volume of an open file or block device, and takes it over,
@@ -70,7 +73,13 @@ func openFile(f *os.File, readOnly bool) (*File, error) {
 	} else if err != nil {
 		return nil, fmt.Errorf("lock: %w", err)
 	}
-	return &File{info: Info{Size: size, ReadOnly: readOnly}, f: f, fd: int(f.Fd())}, nil
+	v := &File{info: Info{Size: size, ReadOnly: readOnly}, f: f, fd: int(f.Fd())}
+	var fs unix.Statfs_t
+	if err := unix.Fstatfs(v.fd, &fs); err != nil {
+		return nil, fmt.Errorf("look at the file system: %w", err)
+	}
+	v.inMemory = !isDevice && fs.Type == unix.TMPFS_MAGIC
+	return v, nil
 }
 
 // Info implements Volume.
@@ -87,6 +96,38 @@ func (v *File) WriteAt(bufs [][]byte, off int64) error {
 		return ErrReadOnly
 	}
 	return v.transfer("write", unix.Pwritev, bufs, off)
+}
+
+// TryReadAt implements Prompter: what is in the page cache does not have to wait.
+func (v *File) TryReadAt(bufs [][]byte, off int64) error {
+	if v.inMemory {
+		return v.ReadAt(bufs, off)
+	}
+	if v.neverReads.Load() {
+		return ErrWouldBlock
+	}
+	err := v.transfer("read", preadNoWait, bufs, off)
+	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EPERM) {
+		v.neverReads.Store(true)
+		return ErrWouldBlock
+	}
+	if errors.Is(err, unix.EAGAIN) {
+		return ErrWouldBlock
+	}
+	return err
+}
+
+func preadNoWait(fd int, bufs [][]byte, off int64) (int, error) {
+	return unix.Preadv2(fd, bufs, off, unix.RWF_NOWAIT)
+}
+
+// TryWriteAt implements Prompter. Writes to a device's page cache may be throttled
+// until the device has caught up: only memory never waits.
+func (v *File) TryWriteAt(bufs [][]byte, off int64) error {
+	if v.inMemory {
+		return v.WriteAt(bufs, off)
+	}
+	return ErrWouldBlock
 }
 
 // transfer moves all of bufs by as few system calls as possible.
@@ -239,6 +280,7 @@ func (v *File) Close() error {
 }
 
 var (
-	_ Volume  = (*File)(nil)
-	_ Trimmer = (*File)(nil)
+	_ Volume   = (*File)(nil)
+	_ Trimmer  = (*File)(nil)
+	_ Prompter = (*File)(nil)
 )

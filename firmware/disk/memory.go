@@ -54,6 +54,12 @@ func (m *Memory) WriteAt(bufs [][]byte, off int64) error {
 	})
 }
 
+// TryReadAt implements Prompter.
+func (m *Memory) TryReadAt(bufs [][]byte, off int64) error { return m.ReadAt(bufs, off) }
+
+// TryWriteAt implements Prompter.
+func (m *Memory) TryWriteAt(bufs [][]byte, off int64) error { return m.WriteAt(bufs, off) }
+
 // Flush implements Volume.
 func (m *Memory) Flush() error { return m.use(0, 0, func([]byte) error { return nil }) }
 

@@ -48,6 +48,20 @@ type Volume interface {
 	Close() error
 }
 
+// ErrWouldBlock is what a Prompter says of an access that has to wait.
+var ErrWouldBlock = errors.New("access has to wait for the store")
+
+// Prompter is a Volume that knows whether an access has to wait for a device, or
+// for another computer: whoever may not wait tries first.
+type Prompter interface {
+	// TryReadAt is ReadAt, or fails with ErrWouldBlock; then any part of bufs may
+	// have been filled.
+	TryReadAt(bufs [][]byte, off int64) error
+	// TryWriteAt is WriteAt, or fails with ErrWouldBlock; then any part may have
+	// been written.
+	TryWriteAt(bufs [][]byte, off int64) error
+}
+
 // Trimmer is a Volume whose store knows holes.
 type Trimmer interface {
 	// Discard lets the store forget n bytes from off on, which read as zero or
