@@ -80,6 +80,9 @@ func parseRecord(rec []byte) (vhostuser.Message, error) {
 	return m, nil
 }
 
+// PassesFDs implements vhostuser.Conn.
+func (b *busConn) PassesFDs() bool { return false }
+
 // WriteMessage implements vhostuser.Conn.
 func (b *busConn) WriteMessage(m vhostuser.Message) error {
 	return b.ch.WriteRecord(b.ctx, vhostuser.AppendMessage(nil, m))

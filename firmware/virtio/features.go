@@ -11,6 +11,7 @@ const (
 	FeatureIndirectDesc Features = 1 << 28
 	FeatureEventIdx     Features = 1 << 29
 	FeatureVersion1     Features = 1 << 32
+	FeatureRingPacked   Features = 1 << 34
 )
 
 // Has reports whether every bit of want is in f.

@@ -81,7 +81,6 @@ var attacks = map[string]attack{
 	"connect a socket it has":     {false, func() error { return unix.Connect(fdSocket, &unix.SockaddrUnix{Name: "/run/x"}) }},
 	"bind a socket it has":        {false, func() error { return unix.Bind(fdSocket, &unix.SockaddrUnix{Name: "@x"}) }},
 	"listen on a socket it has":   {false, func() error { return unix.Listen(fdSocket, 1) }},
-	"memfd":                       {false, func() error { _, err := unix.MemfdCreate("x", 0); return err }},
 	"fork":                        {false, func() error { return raw(unix.SYS_CLONE, uintptr(unix.SIGCHLD)) }},
 	"fork with flags of a number": {false, func() error { return raw(unix.SYS_CLONE, unix.SYS_MMAP) }},
 	"fork by clone3":              {false, func() error { return raw(unix.SYS_CLONE3, 0, 88) }},
@@ -138,6 +137,8 @@ var works = map[string]func() error{
 	"timers":      func() error { time.Sleep(5 * time.Millisecond); return nil },
 	"fcntl":       useFcntl,
 	"doorbells":   ringDoorbell,
+	"in-flight":   makeInflight,
+	"file system": func() error { return unix.Fstatfs(fdFile, new(unix.Statfs_t)) },
 	"self signal": func() error { return unix.Tgkill(os.Getpid(), unix.Gettid(), unix.SIGURG) },
 }
 
@@ -156,6 +157,24 @@ func fileIO() error {
 		return err
 	}
 	_, err = unix.Seek(fdFile, 0, unix.SEEK_END)
+	return err
+}
+
+// makeInflight makes sealed memory as vhostuser does for in-flight regions. That
+// it cannot be run is a matter of the calls that would.
+func makeInflight() error {
+	fd, err := unix.MemfdCreate("region", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if err := unix.Fallocate(fd, 0, 0, 4096); err != nil {
+		return err
+	}
+	if _, err := unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, unix.F_SEAL_SHRINK); err != nil {
+		return err
+	}
+	_, err = unix.FcntlInt(uintptr(fd), unix.F_GET_SEALS, 0)
 	return err
 }
 

@@ -34,8 +34,9 @@ var allowed = []callGroup{
 		"read", "write", "readv", "writev", "preadv2", "close", "fstat", "fcntl", "dup3",
 	}},
 	{"volumes: data, durability, holes, the lock and the size", []string{
-		"pread64", "pwrite64", "preadv", "pwritev", "fdatasync", "fsync", "fallocate", "flock", "lseek",
+		"pread64", "pwrite64", "preadv", "pwritev", "fdatasync", "fsync", "fallocate", "flock", "lseek", "fstatfs",
 	}},
+	{"in-flight regions: memory that a front end keeps while this process is gone", []string{"memfd_create"}},
 	{"sockets it holds or is handed", []string{
 		"accept4", "recvmsg", "sendmsg", "recvfrom", "sendto", "shutdown", "getsockname", "getpeername", "getsockopt",
 	}},
@@ -91,8 +92,8 @@ func narrowings(pid int) []narrowing {
 			seccomp.ArgumentConditions{{Argument: 0, Operation: seccomp.NotEqual, Value: unix.PR_SET_VMA}}},
 		{"signals only to its own threads", "tgkill", deny,
 			seccomp.ArgumentConditions{{Argument: 0, Operation: seccomp.NotEqual, Value: uint64(pid)}}},
-		{"flags and copies of descriptors; no signals to other processes, leases, locks or seals", "fcntl", deny,
-			noneOf(1, unix.F_DUPFD_CLOEXEC, unix.F_GETFD, unix.F_SETFD, unix.F_GETFL, unix.F_SETFL)},
+		{"flags and copies of descriptors, seals of in-flight regions; no signals to other processes, leases or locks", "fcntl", deny,
+			noneOf(1, unix.F_DUPFD_CLOEXEC, unix.F_GETFD, unix.F_SETFD, unix.F_GETFL, unix.F_SETFL, unix.F_ADD_SEALS, unix.F_GET_SEALS)},
 	}
 }
 

@@ -11,12 +11,14 @@ import (
 
 	"github.com/davit-dpu/davit/firmware/disk"
 	"github.com/davit-dpu/davit/firmware/virtio"
+	"github.com/davit-dpu/davit/firmware/virtio/virtq"
 )
 
 // MaxSerial is the longest serial number in bytes (VIRTIO_BLK_ID_BYTES).
 const MaxSerial = 20
 
-// DefaultDepth is the number of requests of one queue that execute at a time.
+// DefaultDepth is the number of requests of one queue that wait for the volume at
+// a time.
 const DefaultDepth = 16
 
 // Options are the properties of a block device.
@@ -26,8 +28,8 @@ type Options struct {
 	Serial string
 	// Queues is the number of virtqueues, 1 to 256. Default: 1.
 	Queues int
-	// Depth is the number of requests of one queue that execute at a time, 1 to
-	// 1024. Default: DefaultDepth.
+	// Depth is the number of requests of one queue that wait for the volume at a
+	// time, 1 to 1024. Default: DefaultDepth.
 	Depth int
 	// ConfigWCE lets the driver turn the write cache off (see the package's
 	// documentation for why not). The setting lives as long as the Device.
@@ -41,7 +43,8 @@ type Options struct {
 // Device is a virtio block device. It implements virtio.Device.
 type Device struct {
 	volume  disk.Volume
-	trimmer disk.Trimmer // nil: no discard, no write-zeroes
+	trimmer disk.Trimmer  // nil: no discard, no write-zeroes
+	prompt  disk.Prompter // nil: every access may have to wait
 	info    virtio.Info
 	queues  int
 	depth   int
@@ -84,6 +87,9 @@ func New(volume disk.Volume, opts Options) (*Device, error) {
 	copy(d.serial[:], opts.Serial)
 	if t, ok := volume.(disk.Trimmer); ok && !volume.Info().ReadOnly {
 		d.trimmer = t
+	}
+	if p, ok := volume.(disk.Prompter); ok {
+		d.prompt = p
 	}
 	d.writeback.Store(true)
 	d.info = virtio.Info{Queues: opts.Queues, Features: d.features(opts.ConfigWCE)}
@@ -134,7 +140,12 @@ func (d *Device) Stats() []Stats {
 // Serve implements virtio.Device.
 func (d *Device) Serve(ctx context.Context, q virtio.Queue) error {
 	s := &server{Device: d, ctx: ctx, queue: q.Index, features: q.Features, stats: &d.stats[q.Index]}
-	return q.Run(ctx, d.depth, s.handle)
+	if !q.MayLeave() {
+		s.ctx = context.WithoutCancel(ctx)
+	}
+	service := virtq.Service{Try: s.try, Handle: s.handle, Workers: d.depth}
+	s.requests = make([]request, service.Slots())
+	return q.Serve(ctx, service)
 }
 
 var _ virtio.Device = (*Device)(nil)

@@ -49,9 +49,9 @@ func FuzzRequest(f *testing.F) {
 	f.Fuzz(func(t *testing.T, readable []byte, room uint16, at []byte) {
 		const untouched = 0xee
 		writable := bytes.Repeat([]byte{untouched}, int(room))
-		s := &server{Device: d, features: virtio.FeatureVersion1, stats: &d.stats[0]}
+		s := &server{Device: d, features: virtio.FeatureVersion1, stats: &d.stats[0], requests: make([]request, 1)}
 		c := &virtq.Chain{Readable: cut(readable, at), Writable: cut(writable, at)}
-		n, err := s.handle(c)
+		n, err := s.both(c)
 		if err != nil {
 			var broken *virtq.ProtocolError
 			if !errors.As(err, &broken) || n != 0 || len(readable) >= headerSize && room > 0 {

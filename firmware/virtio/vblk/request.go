@@ -49,39 +49,85 @@ func parseHeader(b [headerSize]byte) header {
 // server executes the requests of one queue.
 type server struct {
 	*Device
-	ctx      context.Context // ends when the queue is to stop
+	ctx      context.Context // ends when requests are to be left
 	queue    int
 	features virtio.Features // accepted by the driver
 	stats    *counters
+	requests []request // by slot
 }
 
-// handle implements virtq.Handler.
-func (s *server) handle(c *virtq.Chain) (uint32, error) {
+// request is a request whose header and status were taken off its chain.
+type request struct {
+	header
+	status     []byte // one byte of guest memory
+	room, data uint64 // writable bytes, and all bytes, that are left
+}
+
+// try implements virtq.Service: it begins with a request, and ends it if nothing
+// has to be waited for.
+func (s *server) try(c *virtq.Chain) (uint32, error) {
+	r := &s.requests[c.Slot()]
+	if err := r.open(c); err != nil {
+		return 0, err
+	}
+	if s.prompt == nil || r.data > maxPrompt {
+		return 0, virtq.ErrWouldBlock
+	}
+	var err error
+	switch {
+	case r.kind == typeIn:
+		err = s.move(r, c.Writable, s.prompt.TryReadAt)
+	case r.kind == typeOut && s.cached():
+		err = s.move(r, c.Readable, s.prompt.TryWriteAt)
+	default:
+		return 0, virtq.ErrWouldBlock
+	}
+	if errors.Is(err, disk.ErrWouldBlock) {
+		return 0, virtq.ErrWouldBlock
+	}
+	return s.finish(r, err)
+}
+
+// maxPrompt is the longest request that try copies: others wait meanwhile.
+const maxPrompt = 1 << 20
+
+// open takes header and status off the chain.
+func (r *request) open(c *virtq.Chain) error {
 	var raw [headerSize]byte
 	if err := c.ReadHeader(raw[:]); err != nil {
-		return 0, err
+		return err
 	}
 	status, err := c.TakeStatus()
 	if err != nil {
-		return 0, err
+		return err
 	}
-	h := parseHeader(raw)
-	room, data := virtq.Len(c.Writable), virtq.Len(c.Readable)+virtq.Len(c.Writable)
-	err = s.execute(h, c)
-	if errors.Is(err, virtq.ErrStopped) {
-		return 0, err
-	}
+	room := virtq.Len(c.Writable)
+	*r = request{header: parseHeader(raw), status: status, room: room, data: virtq.Len(c.Readable) + room}
+	return nil
+}
+
+// handle implements virtq.Service for a request that try has begun with.
+func (s *server) handle(c *virtq.Chain) (uint32, error) {
+	r := &s.requests[c.Slot()]
+	return s.finish(r, s.execute(r, c))
+}
+
+// finish writes the status.
+func (s *server) finish(r *request, err error) (uint32, error) {
 	code := byte(statusOK)
 	switch {
+	case err == nil:
+	case errors.Is(err, virtq.ErrStopped):
+		return 0, err
 	case errors.Is(err, errUnsupported), errors.Is(err, disk.ErrNotSupported):
 		code = statusUnsupp
-	case err != nil:
+	default:
 		code = statusIOErr
-		s.log.failed(s.queue, h, err)
+		s.log.failed(s.queue, r.header, err)
 	}
-	status[0] = code
-	s.stats.count(h.kind, code, data)
-	return written(h.kind, code, room), nil
+	r.status[0] = code
+	s.stats.count(r.kind, code, r.data)
+	return written(r.kind, code, r.room), nil
 }
 
 // written is the length for the used ring: it promises that so many bytes from
@@ -95,28 +141,20 @@ func written(kind uint32, status byte, room uint64) uint32 {
 	return uint32(room) + 1
 }
 
-func (s *server) execute(h header, c *virtq.Chain) error {
-	switch h.kind {
+func (s *server) execute(r *request, c *virtq.Chain) error {
+	switch r.kind {
 	case typeIn:
-		off, err := s.locate(h.sector, virtq.Len(c.Writable))
-		if err != nil {
-			return err
-		}
-		return s.transfer(h.kind, c.Writable, off)
+		return s.move(r, c.Writable, s.volume.ReadAt)
 	case typeOut:
-		off, err := s.locate(h.sector, virtq.Len(c.Readable))
-		if err != nil {
-			return err
-		}
-		return s.sync(s.transfer(h.kind, c.Readable, off))
+		return s.sync(s.move(r, c.Readable, s.volume.WriteAt))
 	case typeFlush:
 		return s.volume.Flush()
 	case typeGetID:
 		return s.id(c.Writable)
 	case typeDiscard, typeWriteZeroes:
-		return s.trim(h.kind, c)
+		return s.trim(r.kind, c)
 	}
-	return fmt.Errorf("type %d: %w", h.kind, errUnsupported)
+	return fmt.Errorf("type %d: %w", r.kind, errUnsupported)
 }
 
 // maxPiece is how many bytes of a request move before the next look at whether
@@ -124,19 +162,25 @@ func (s *server) execute(h header, c *virtq.Chain) error {
 // drivers do ask for much at a time: EDK II's for up to 1 GiB in one buffer.
 const maxPiece = 64 << 20
 
-// transfer reads or writes in pieces. It ends with virtq.ErrStopped between two
+// move reads or writes in pieces. It ends with virtq.ErrStopped between two
 // of them when the queue is to stop; such a request is not completed, and
 // executed again as a whole by whoever serves the queue next.
-func (s *server) transfer(kind uint32, bufs [][]byte, off int64) error {
+func (s *server) move(r *request, bufs [][]byte, access func(bufs [][]byte, off int64) error) error {
+	n := r.room
+	if r.kind == typeOut {
+		n = r.data - r.room
+	}
+	off, err := s.locate(r.sector, n)
+	if err != nil {
+		return err
+	}
+	if n <= maxPiece {
+		return access(bufs, off)
+	}
 	for {
 		var piece [][]byte
-		var err error
-		if piece, bufs = cutPiece(bufs); kind == typeIn {
-			err = s.volume.ReadAt(piece, off)
-		} else {
-			err = s.volume.WriteAt(piece, off)
-		}
-		if err != nil || len(bufs) == 0 {
+		piece, bufs = cutPiece(bufs)
+		if err := access(piece, off); err != nil || len(bufs) == 0 {
 			return err
 		}
 		if s.ctx.Err() != nil {
@@ -178,11 +222,14 @@ func (s *server) locate(sector, n uint64) (int64, error) {
 // sync makes a change durable at once when the driver relies on it: it can not
 // flush, or it turned the write cache off (Virtio 1.2, 5.2.6.2).
 func (s *server) sync(err error) error {
-	if err != nil || s.features.Has(FeatureFlush) && s.writeback.Load() {
+	if err != nil || s.cached() {
 		return err
 	}
 	return s.volume.Flush()
 }
+
+// cached says that a write may complete before it is durable.
+func (s *server) cached() bool { return s.features.Has(FeatureFlush) && s.writeback.Load() }
 
 // id writes the serial number: 20 bytes, padded with zeroes.
 func (s *server) id(bufs [][]byte) error {

@@ -30,6 +30,8 @@ func (c *busConn) ReadMessage() (vhostuser.Message, error) {
 	}
 }
 
+func (c *busConn) PassesFDs() bool { return false }
+
 func (c *busConn) WriteMessage(m vhostuser.Message) error {
 	select {
 	case c.out <- m:

@@ -16,8 +16,11 @@ type Conn interface {
 	// ReadMessage waits for the next message. io.EOF is an orderly end, any
 	// other error a broken one. Only one goroutine reads.
 	ReadMessage() (Message, error)
-	// WriteMessage sends a message without file descriptors.
+	// WriteMessage sends a message, with file descriptors only if they pass. They
+	// stay the caller's.
 	WriteMessage(Message) error
+	// PassesFDs says whether file descriptors can go along, in both directions.
+	PassesFDs() bool
 	// Close ends the connection and makes ReadMessage return.
 	Close() error
 }
@@ -108,11 +111,23 @@ func appendFDs(fds *[]int, oob []byte) error {
 
 // WriteMessage implements Conn.
 func (s *SocketConn) WriteMessage(m Message) error {
-	if _, err := s.conn.Write(AppendMessage(nil, m)); err != nil {
+	var rights []byte
+	if len(m.FDs) > 0 {
+		rights = unix.UnixRights(m.FDs...)
+	}
+	b := AppendMessage(nil, m)
+	n, _, err := s.conn.WriteMsgUnix(b, rights, nil)
+	if err == nil && n < len(b) {
+		_, err = s.conn.Write(b[n:])
+	}
+	if err != nil {
 		return fmt.Errorf("write vhost-user message: %w", err)
 	}
 	return nil
 }
+
+// PassesFDs implements Conn.
+func (s *SocketConn) PassesFDs() bool { return true }
 
 // Close implements Conn.
 func (s *SocketConn) Close() error { return s.conn.Close() }

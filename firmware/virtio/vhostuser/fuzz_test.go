@@ -54,6 +54,8 @@ func (c *scriptConn) ReadMessage() (vhostuser.Message, error) {
 	return m, nil
 }
 
+func (c *scriptConn) PassesFDs() bool { return true }
+
 func (c *scriptConn) WriteMessage(m vhostuser.Message) error {
 	if len(m.Payload) > vhostuser.MaxPayload || m.Flags != 5 {
 		c.t.Errorf("bad reply %+v", m)

@@ -13,6 +13,9 @@ import (
 type answer struct {
 	// payload is the reply, nil when the request has none of its own.
 	payload []byte
+	// fd goes with the reply and is closed then, if hasFD.
+	fd    int
+	hasFD bool
 	// refused acknowledges with an error and lets the session go on.
 	refused bool
 }
@@ -25,7 +28,7 @@ func (s *session) handle(m *Message) error {
 	}
 	a, err := s.execute(m)
 	if err == nil && a.payload != nil {
-		return s.reply(m, a.payload)
+		return s.reply(m, a)
 	}
 	if m.Flags&flagNeedReply == 0 || s.protocol&ProtocolReplyAck == 0 {
 		return err
@@ -34,14 +37,19 @@ func (s *session) handle(m *Message) error {
 	if err != nil || a.refused {
 		code = 1
 	}
-	if werr := s.reply(m, u64Payload(code)); err == nil {
+	if werr := s.reply(m, answer{payload: u64Payload(code)}); err == nil {
 		err = werr
 	}
 	return err
 }
 
-func (s *session) reply(m *Message, payload []byte) error {
-	return s.conn.WriteMessage(Message{Request: m.Request, Flags: flagVersion | flagReply, Payload: payload})
+func (s *session) reply(m *Message, a answer) error {
+	out := Message{Request: m.Request, Flags: flagVersion | flagReply, Payload: a.payload}
+	if a.hasFD {
+		out.FDs = []int{a.fd}
+		defer closeAll(out.FDs)
+	}
+	return s.conn.WriteMessage(out)
 }
 
 func u64Payload(v uint64) []byte { return binary.LittleEndian.AppendUint64(nil, v) }
@@ -52,9 +60,9 @@ func (s *session) execute(m *Message) (answer, error) {
 	}
 	switch m.Request {
 	case GetFeatures:
-		return s.get(m, uint64(s.info.Features|ringFeatures))
+		return s.get(m, uint64(s.offered()))
 	case GetProtocolFeatures:
-		return s.get(m, protocolFeatures)
+		return s.get(m, s.offeredProtocol())
 	case GetQueueNum:
 		return s.get(m, uint64(s.info.Queues))
 	case SetOwner, ResetOwner:
@@ -70,13 +78,17 @@ func (s *session) execute(m *Message) (answer, error) {
 		return s.getConfig(m)
 	case SetConfig:
 		return s.setConfig(m)
+	case GetInflightFD:
+		return s.getInflightFD(m)
+	case SetInflightFD:
+		return answer{}, s.setInflightFD(m)
 	default:
 		return s.executeRing(m)
 	}
 }
 
 func takesFDs(r Request) bool {
-	return r == SetMemTable || r == SetVringKick || r == SetVringCall || r == SetVringErr
+	return r == SetMemTable || r == SetVringKick || r == SetVringCall || r == SetVringErr || r == SetInflightFD
 }
 
 func (m Message) checkEmpty() error {
@@ -99,7 +111,7 @@ func (s *session) setFeatures(m *Message) error {
 		return err
 	}
 	f := virtio.Features(v)
-	if extra := f &^ (s.info.Features | ringFeatures); extra != 0 {
+	if extra := f &^ s.offered(); extra != 0 {
 		return m.errorf("features %#x were not offered", uint64(extra))
 	}
 	for i := range s.rings {
@@ -122,7 +134,7 @@ func (s *session) setProtocolFeatures(m *Message) error {
 	if err != nil {
 		return err
 	}
-	if extra := v &^ protocolFeatures; extra != 0 {
+	if extra := v &^ s.offeredProtocol(); extra != 0 {
 		return m.errorf("protocol features %#x were not offered", extra)
 	}
 	s.protocol = v

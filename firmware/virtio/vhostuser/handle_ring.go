@@ -5,6 +5,7 @@ package vhostuser
 import (
 	"encoding/binary"
 
+	"github.com/davit-dpu/davit/firmware/virtio"
 	"github.com/davit-dpu/davit/firmware/virtio/virtq"
 )
 
@@ -72,10 +73,10 @@ func (s *session) setVringBase(m *Message) error {
 	if err != nil {
 		return err
 	}
-	if num > 0xffff {
+	if num > 0xffff && !s.features.Has(virtio.FeatureRingPacked) {
 		return m.errorf("base %d has more than 16 bits", num)
 	}
-	r.base = uint16(num)
+	r.base = virtq.Position(num)
 	return nil
 }
 

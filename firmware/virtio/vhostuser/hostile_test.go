@@ -33,8 +33,9 @@ func TestBadMessages(t *testing.T) {
 	}{
 		{"unknown request", 99, nil, 0, "not supported"},
 		{"log base", 6, make([]byte, 16), 0, "not supported"},
-		{"inflight", 31, make([]byte, 20), 0, "not supported"},
-		{"features not offered", vhostuser.SetFeatures, u64(1 << 34), 0, "not offered"},
+		{"inflight of no queues", vhostuser.GetInflightFD, make([]byte, 20), 0, "0 queues of 2"},
+		{"inflight without a file", vhostuser.SetInflightFD, vhostusertest.Inflight(4096, 1, 16), 0, "0 file descriptors"},
+		{"features not offered", vhostuser.SetFeatures, u64(1 << 33), 0, "not offered"},
 		{"features short", vhostuser.SetFeatures, u64(1)[:7], 0, "7 bytes"},
 		{"protocol features", vhostuser.SetProtocolFeatures, u64(1 << 1), 0, "not offered"},
 		{"owner with payload", vhostuser.SetOwner, u64(0), 0, "want none"},

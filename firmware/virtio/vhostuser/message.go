@@ -32,6 +32,8 @@ const (
 	SetVringEnable      Request = 18
 	GetConfig           Request = 24
 	SetConfig           Request = 25
+	GetInflightFD       Request = 31
+	SetInflightFD       Request = 32
 )
 
 // FeatureProtocolFeatures is the feature bit that announces the protocol features.
@@ -42,6 +44,7 @@ const (
 	ProtocolMQ       uint64 = 1 << 0
 	ProtocolReplyAck uint64 = 1 << 3
 	ProtocolConfig   uint64 = 1 << 9
+	ProtocolInflight uint64 = 1 << 12
 )
 
 // Message flags.

@@ -18,7 +18,7 @@ type ring struct {
 	size    uint32 // 0: not set
 	addr    vringAddr
 	hasAddr bool
-	base    uint16 // next available entry
+	base    virtq.Position // where to go on
 
 	kick    Kick
 	call    Call
@@ -92,13 +92,16 @@ func (s *session) update(r *ring) error {
 func (s *session) config(r *ring) virtq.Config {
 	cfg := virtq.Config{
 		Memory:       s.mem,
+		Packed:       s.features.Has(virtio.FeatureRingPacked),
 		Size:         int(r.size),
+		Inflight:     s.inflight.part(r.index, int(r.size)),
 		Ring:         virtq.Addresses{Desc: r.addr.desc, Avail: r.addr.avail, Used: r.addr.used},
 		Translate:    s.mem.SliceUser,
 		Next:         r.base,
 		IndirectDesc: s.features.Has(virtio.FeatureIndirectDesc),
 		EventIdx:     s.features.Has(virtio.FeatureEventIdx),
 		Kick:         r.kick,
+		Poll:         max(0, s.opts.Poll),
 	}
 	if r.call != nil {
 		cfg.Call = r.call
@@ -118,8 +121,8 @@ func (s *session) start(r *ring) error {
 		s.stopDevice(r.index, err)
 		return nil
 	}
-	if q.Used() != r.base {
-		s.log.Info("ring goes on at the used index in guest memory", "queue", r.index, "used", q.Used(), "base", r.base)
+	if at := q.Position(); at != r.base {
+		s.log.Info("ring goes on where guest memory says", "queue", r.index, "position", at, "base", r.base)
 	}
 	ctx, cancel := context.WithCancel(s.ctx)
 	current := &run{queue: q, done: make(chan struct{})}
@@ -136,7 +139,7 @@ func (s *session) start(r *ring) error {
 			s.stopDevice(served.Index, err)
 		}
 	}()
-	s.log.Debug("ring running", "queue", r.index, "size", r.size, "next", q.Used())
+	s.log.Debug("ring running", "queue", r.index, "size", r.size, "next", q.Position())
 	return nil
 }
 
@@ -147,7 +150,7 @@ func (s *session) halt(r *ring) {
 	}
 	r.cancelRun()
 	<-r.run.done
-	r.base = r.run.queue.Used()
+	r.base = r.run.queue.Position()
 	r.run = nil
 	r.cancel.Store(nil)
 	s.log.Debug("ring halted", "queue", r.index, "next", r.base)

@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"sync"
+	"time"
 
 	"github.com/davit-dpu/davit/firmware/virtio"
 	"github.com/davit-dpu/davit/firmware/virtio/guestmem"
@@ -18,7 +19,17 @@ import (
 const ringFeatures = virtio.FeatureVersion1 | virtio.FeatureIndirectDesc |
 	virtio.FeatureEventIdx | FeatureProtocolFeatures
 
-const protocolFeatures = ProtocolMQ | ProtocolReplyAck | ProtocolConfig
+// localRingFeatures need in-flight regions, and these need file descriptors: where a
+// packed ring is cannot be told from the ring after a back end was lost.
+const localRingFeatures = virtio.FeatureRingPacked
+
+const (
+	protocolFeatures      = ProtocolMQ | ProtocolReplyAck | ProtocolConfig
+	localProtocolFeatures = ProtocolInflight
+)
+
+// DefaultPoll is about twice what it takes to wake a core that sleeps deeply.
+const DefaultPoll = 50 * time.Microsecond
 
 // MaxQueues is the largest number of virtqueues: an index has 8 bits.
 const MaxQueues = 256
@@ -40,6 +51,9 @@ type Options struct {
 	Mapper Mapper
 	// Notifiers opens kicks and calls. Default: EventFDs.
 	Notifiers Notifiers
+	// Poll is the longest time that a queue is looked at without a kick, see
+	// virtq.Config. Default: DefaultPoll; negative: queues wait for kicks.
+	Poll time.Duration
 	// Log gets one line for each change of state. Default: no log.
 	Log *slog.Logger
 	// Changed, if not nil, is told of each new status, one at a time. It must
@@ -60,6 +74,7 @@ type session struct {
 	features virtio.Features
 	protocol uint64
 	mem      *guestmem.Memory // nil before the first table
+	inflight *inflight        // nil without one
 	rings    []ring
 
 	mu      sync.Mutex
@@ -102,7 +117,7 @@ func newSession(ctx context.Context, conn Conn, device virtio.Device, opts Optio
 	if info.Queues < 1 || info.Queues > MaxQueues {
 		return nil, fmt.Errorf("device with %d queues, 1 to %d are possible", info.Queues, MaxQueues)
 	}
-	if bad := info.Features & ringFeatures; bad != 0 {
+	if bad := info.Features & (ringFeatures | localRingFeatures); bad != 0 {
 		return nil, fmt.Errorf("device offers ring features %#x", uint64(bad))
 	}
 	if opts.Mapper == nil {
@@ -110,6 +125,9 @@ func newSession(ctx context.Context, conn Conn, device virtio.Device, opts Optio
 	}
 	if opts.Notifiers == nil {
 		opts.Notifiers = EventFDs{}
+	}
+	if opts.Poll == 0 {
+		opts.Poll = DefaultPoll
 	}
 	if opts.Log == nil {
 		opts.Log = slog.New(slog.DiscardHandler)
@@ -120,6 +138,22 @@ func newSession(ctx context.Context, conn Conn, device virtio.Device, opts Optio
 		s.rings[i].index = i
 	}
 	return s, nil
+}
+
+// offered are the features of device, rings and transport.
+func (s *session) offered() virtio.Features {
+	f := s.info.Features | ringFeatures
+	if s.conn.PassesFDs() {
+		f |= localRingFeatures
+	}
+	return f
+}
+
+func (s *session) offeredProtocol() uint64 {
+	if s.conn.PassesFDs() {
+		return protocolFeatures | localProtocolFeatures
+	}
+	return protocolFeatures
 }
 
 // loop handles messages until the front end goes or errs.
@@ -155,6 +189,10 @@ func (s *session) teardown() {
 		}
 		s.mem = nil
 	}
+	if err := s.inflight.close(); err != nil {
+		s.log.Warn("in-flight region not released", "err", err)
+	}
+	s.inflight = nil
 	s.features = 0
 	s.publish()
 }

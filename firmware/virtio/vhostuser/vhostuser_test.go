@@ -154,7 +154,7 @@ func TestSession(t *testing.T) {
 	t.Parallel()
 	s := open(t)
 	s.attach()
-	if want := vhostuser.ProtocolMQ | vhostuser.ProtocolReplyAck | vhostuser.ProtocolConfig; s.front.Protocol != want {
+	if want := vhostuser.ProtocolMQ | vhostuser.ProtocolReplyAck | vhostuser.ProtocolConfig | vhostuser.ProtocolInflight; s.front.Protocol != want {
 		t.Errorf("protocol features %#x, want %#x", s.front.Protocol, want)
 	}
 	if n, err := s.front.GetU64(vhostuser.GetQueueNum); n != 2 || err != nil {

@@ -25,12 +25,18 @@ type Chain struct {
 	// Writable are the buffers that the device may only write, in order.
 	Writable [][]byte
 
-	head uint16
-	seq  uint16 // position in the ring, modulo 2^16
+	slot  int    // among the chains of a service
+	id    uint16 // head of the chain, or the packed ring's buffer id
+	descs uint16 // packed: ring entries that the chain takes
+	seq   uint16 // position in the order of taking, modulo 2^16
 
 	// the whole lists, kept for their room: Readable and Writable shrink
 	readable, writable [][]byte
 }
+
+// Slot numbers the chains that a Service works on at a time: what a device keeps
+// for a request may be kept under it until the request is handed back.
+func (c *Chain) Slot() int { return c.slot }
 
 // Len returns the number of bytes in bufs.
 func Len(bufs [][]byte) uint64 {
@@ -83,19 +89,35 @@ type walker struct {
 	readable [][]byte
 	writable [][]byte
 	total    uint64
+	sink     byte // what warm read
 }
 
-// walk follows the chain that begins at head of the ring's table.
-func (w *walker) walk(table []byte, head uint16, c *Chain) error {
+// begin starts to collect a chain, in the room that c has.
+func (w *walker) begin(c *Chain) {
 	w.readable, w.writable, w.total = c.readable[:0], c.writable[:0], 0
-	if err := w.direct(table, head); err != nil {
-		return err
-	}
-	c.readable, c.writable, c.head = w.readable, w.writable, head
-	c.Readable, c.Writable = w.readable, w.writable
-	return nil
 }
 
+// end gives what was collected to c.
+func (w *walker) end(c *Chain) {
+	c.readable, c.writable = w.readable, w.writable
+	c.Readable, c.Writable = w.readable, w.writable
+}
+
+// warm reads the first and the last byte of each request, where devices have
+// headers and statuses, for the same reason as layout.warm.
+func (w *walker) warm(chains []*Chain) {
+	for _, c := range chains {
+		if len(c.Readable) > 0 {
+			w.sink += c.Readable[0][0]
+		}
+		if n := len(c.Writable); n > 0 {
+			last := c.Writable[n-1]
+			w.sink += last[len(last)-1]
+		}
+	}
+}
+
+// direct follows the chain that begins at head of a split ring's table.
 func (w *walker) direct(table []byte, head uint16) error {
 	size := len(table) / descSize
 	at := int(head)
@@ -118,28 +140,39 @@ func (w *walker) direct(table []byte, head uint16) error {
 	return violation(ViolationLoop, "more than %d descriptors", size)
 }
 
-// table follows an indirect descriptor, which ends a chain (2.7.5.3).
-func (w *walker) table(d descriptor) error {
+// entries checks an indirect descriptor and returns the length of its table
+// (2.7.5.3, 2.8.8).
+func (w *walker) entries(d descriptor) (int, error) {
 	n := int(d.len) / descSize
 	switch {
 	case !w.indirect:
-		return violation(ViolationIndirect, "not negotiated")
+		return 0, violation(ViolationIndirect, "not negotiated")
 	case d.flags&flagNext != 0:
-		return violation(ViolationIndirect, "descriptor is indirect and has a next one")
+		return 0, violation(ViolationIndirect, "descriptor is indirect and has a next one")
 	case d.len == 0 || d.len%descSize != 0:
-		return violation(ViolationIndirect, "%d bytes", d.len)
+		return 0, violation(ViolationIndirect, "%d bytes", d.len)
 	case n > MaxIndirect:
-		return violation(ViolationIndirect, "%d descriptors, at most %d", n, MaxIndirect)
+		return 0, violation(ViolationIndirect, "%d descriptors, at most %d", n, MaxIndirect)
+	}
+	return n, nil
+}
+
+// table follows a split ring's indirect descriptor, which ends a chain.
+func (w *walker) table(d descriptor) error {
+	n, err := w.entries(d)
+	if err != nil {
+		return err
 	}
 	at := 0
 	for left := n; left > 0; left-- {
 		if at >= n {
 			return violation(ViolationNext, "%d of %d in an indirect table", at, n)
 		}
-		entry, err := w.entry(d.addr, at)
+		raw, err := w.entry(d.addr, at)
 		if err != nil {
 			return err
 		}
+		entry := readDescriptor(&w.scratch, raw, 0)
 		if entry.flags&flagIndirect != 0 {
 			return violation(ViolationIndirect, "nested")
 		}
@@ -154,26 +187,25 @@ func (w *walker) table(d descriptor) error {
 	return violation(ViolationLoop, "more than %d indirect descriptors", n)
 }
 
-// entry copies entry i of an indirect table, which may run over the border of
-// adjacent regions and has no alignment.
-func (w *walker) entry(table uint64, i int) (descriptor, error) {
+// entry finds entry i of an indirect table, which may run over the border of
+// adjacent regions and has no alignment; then it is a copy.
+func (w *walker) entry(table uint64, i int) ([]byte, error) {
 	addr := table + uint64(i)*descSize
 	if addr < table {
-		return descriptor{}, violation(ViolationIndirect, "address %#x overflows", table)
+		return nil, violation(ViolationIndirect, "address %#x overflows", table)
 	}
-	b, err := w.mem.Slice(addr, descSize)
-	if err == nil {
-		return readDescriptor(&w.scratch, b, 0), nil
+	if b, err := w.mem.Slice(addr, descSize); err == nil {
+		return b, nil
 	}
 	parts, err := w.mem.Append(nil, addr, descSize)
 	if err != nil {
-		return descriptor{}, &ProtocolError{Violation: ViolationIndirect, Detail: "table is not in guest memory", Err: err}
+		return nil, &ProtocolError{Violation: ViolationIndirect, Detail: "table is not in guest memory", Err: err}
 	}
 	var whole []byte
 	for _, p := range parts {
 		whole = append(whole, p...)
 	}
-	return readDescriptor(&w.scratch, whole, 0), nil
+	return whole, nil
 }
 
 func (w *walker) buffer(d descriptor) error {

@@ -49,11 +49,19 @@ func FuzzRing(f *testing.F) {
 	virtqtest.PutDesc(valid[16:], virtqtest.Desc{Addr: 0x500, Len: 64, Flags: virtqtest.FlagIndirect})
 	valid[0x102] = 1 // avail.idx
 	f.Add(uint16(0), uint16(0x100), uint16(0x200), uint16(0), byte(3), byte(3), valid)
+	packed := make([]byte, 0x300)
+	virtqtest.PutPackedDesc(packed, virtqtest.Desc{Addr: 0x400, Len: 16, Flags: virtqtest.FlagNext | virtqtest.FlagAvail})
+	virtqtest.PutPackedDesc(packed[16:], virtqtest.Desc{Addr: 0x500, Len: 64, Flags: virtqtest.FlagWrite | virtqtest.FlagAvail})
+	f.Add(uint16(0), uint16(0x100), uint16(0x200), uint16(1<<15), byte(3), byte(7), packed)
 	f.Fuzz(func(t *testing.T, desc, avail, used, next uint16, size, flags byte, data []byte) {
 		clear(inner)
 		copy(inner, data)
+		at := virtq.Position(next)
+		if flags&4 != 0 {
+			at |= at << 16
+		}
 		q, err := virtq.New(virtq.Config{
-			Memory: mem, Size: 1 << (size % 12), Next: next,
+			Memory: mem, Packed: flags&4 != 0, Size: 1 << (size % 12), Next: at,
 			Ring:      virtq.Addresses{Desc: uint64(desc), Avail: uint64(avail), Used: uint64(used)},
 			Translate: mem.Slice, IndirectDesc: flags&1 != 0, EventIdx: flags&2 != 0,
 			Kick: idle{}, Call: virtqtest.NewBell(),

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/davit-dpu/davit/firmware/virtio/guestmem"
 )
@@ -16,6 +17,8 @@ type Config struct {
 	// Memory is the guest's memory. It must not be closed before Run has
 	// returned, or the last Complete has.
 	Memory *guestmem.Memory
+	// Packed says that the ring is a packed virtqueue (VIRTIO_F_RING_PACKED).
+	Packed bool
 	// Size is the number of descriptors, a power of two up to MaxSize.
 	Size int
 	// Ring are the ring's addresses, understood by Translate.
@@ -23,41 +26,92 @@ type Config struct {
 	// Translate finds ring memory: Memory.SliceUser for vhost-user's addresses,
 	// Memory.Slice for guest-physical ones.
 	Translate func(addr, n uint64) ([]byte, error)
-	// Next is the index of the next available entry according to the front end.
-	Next uint16
+	// Next is where to go on according to the front end.
+	Next Position
+	// Inflight is the queue's part of an in-flight region, InflightSize bytes, or
+	// nil. It must stay mapped as long as Memory. With one that a queue initialised, a
+	// split queue completes in any order, and New finds what was in flight in it,
+	// whatever Next says. Any other, one of zeroes for instance, is initialised, and
+	// the queue goes on as without.
+	Inflight []byte
 	// IndirectDesc and EventIdx say which features were negotiated.
 	IndirectDesc, EventIdx bool
 	// Kick and Call are the notifications. Call may be nil: nobody is told.
 	Kick Kick
 	Call Call
+	// Poll is the longest time that the ring is looked at again and again before
+	// a kick is waited for; how long within that follows from what comes. 0: not.
+	Poll time.Duration
 }
 
-// Queue is a running split virtqueue, seen from the device.
+// Position is where a device is in a ring, in the encoding of vhost-user's
+// SET_VRING_BASE. Split: the available index in bits 0 to 15. Packed: the next
+// available descriptor in bits 0 to 14 and its wrap counter in bit 15, the next
+// used one and its wrap counter in bits 16 to 31.
+type Position uint32
+
+// Addresses are the places of a ring's three parts. Of a split ring: descriptor
+// table, available ring, used ring. Of a packed ring: descriptor ring, driver event
+// suppression, device event suppression.
+type Addresses struct {
+	Desc, Avail, Used uint64
+}
+
+// layout is one of the two formats of a virtqueue. Methods of the available side
+// are called under takeMu, those of the used side under usedMu, all under the
+// memory's Guard.
+type layout interface {
+	// available reports whether there is an entry to pop.
+	available() (bool, error)
+	// warm reads the beginnings of up to n entries, so that the processor fetches
+	// them side by side and not one after the other.
+	warm(n int)
+	// pop takes the next entry, which is available.
+	pop(w *walker, c *Chain) error
+	// arm asks for a kick with the next entry, and reports whether one became
+	// available meanwhile: it would not be kicked for.
+	arm() (bool, error)
+	// quiet asks for no kicks: the device looks by itself.
+	quiet()
+
+	// put stages a used entry, the next one in the ring.
+	put(d completion)
+	// publish shows the driver what was put, and reports whether it wants a call.
+	publish() bool
+	// position is where to go on, for Config.Next.
+	position() Position
+}
+
+// Queue is a running virtqueue, seen from the device.
 type Queue struct {
-	ring     *ring
-	eventIdx bool
-	kick     Kick
-	mem      *guestmem.Memory
+	size uint16
+	kick Kick
+	mem  *guestmem.Memory
+	ring layout
+	// anyOrder says that completions are published as they come: what is in flight
+	// is known from the in-flight region.
+	anyOrder bool
 
 	stopped atomic.Bool
 	failure atomic.Pointer[error] // the first one
 
 	takeMu sync.Mutex
-	next   uint16 // guarded by takeMu: next available entry
+	next   uint16 // guarded by takeMu: position in the order of taking
 	walker walker // guarded by takeMu
+	poller poller // guarded by takeMu
 
-	usedMu    sync.Mutex
-	call      Call         // guarded by usedMu
-	used      uint16       // guarded by usedMu: next used entry, = used.idx in guest memory
-	called    uint16       // guarded by usedMu: used when the driver was last told
-	calledYet bool         // guarded by usedMu: called is meaningful
-	done      []completion // guarded by usedMu: by position modulo size
+	usedMu sync.Mutex
+	call   Call         // guarded by usedMu
+	used   uint16       // guarded by usedMu: how far everything is completed, in the order of taking
+	staged int          // guarded by usedMu: put and not yet published
+	done   []completion // guarded by usedMu: by position modulo size
 }
 
 // completion is a finished request that waits for those before it.
 type completion struct {
 	full    bool
-	head    uint16
+	id      uint16 // head of the chain, or the packed ring's buffer id
+	descs   uint16 // packed: ring entries of the chain
 	written uint32
 }
 
@@ -76,23 +130,41 @@ func New(cfg Config) (*Queue, error) {
 }
 
 func open(cfg Config) (*Queue, error) {
-	r, err := newRing(cfg.Size, cfg.Ring, cfg.Translate)
+	if cfg.Size < 1 || cfg.Size > MaxSize || cfg.Size&(cfg.Size-1) != 0 {
+		return nil, violation(ViolationLayout, "size %d is not a power of two up to %d", cfg.Size, MaxSize)
+	}
+	q := &Queue{
+		size: uint16(cfg.Size), kick: cfg.Kick, call: cfg.Call, mem: cfg.Memory,
+		walker: walker{mem: cfg.Memory, indirect: cfg.IndirectDesc},
+		poller: poller{longest: cfg.Poll},
+		done:   make([]completion, cfg.Size),
+	}
+	if cfg.Inflight != nil && len(cfg.Inflight) < InflightSize(cfg.Size) {
+		return nil, violation(ViolationLayout, "in-flight region of %d bytes for a ring of %d", len(cfg.Inflight), cfg.Size)
+	}
+	if cfg.Packed {
+		ring, err := newPacked(cfg)
+		if err != nil {
+			return nil, err
+		}
+		q.ring = ring
+		return q, nil
+	}
+	ring, err := newSplit(cfg)
 	if err != nil {
 		return nil, err
 	}
-	// Completions are published in ring order, so used.idx is where to go on. A
-	// front end that lost its back end may know an older index: it read used.idx
-	// while the last completions were still on their way.
-	used := r.usedIdx.load()
-	if ahead, behind := used-cfg.Next, cfg.Next-used; ahead > r.size && behind > r.size {
-		return nil, violation(ViolationLayout, "used index %d, but the front end says %d of a ring of %d", used, cfg.Next, r.size)
+	q.ring, q.anyOrder = ring, ring.track != nil
+	return q, nil
+}
+
+// part finds n bytes of a ring.
+func (cfg *Config) part(addr, n uint64) ([]byte, error) {
+	b, err := cfg.Translate(addr, n)
+	if err != nil {
+		return nil, &ProtocolError{Violation: ViolationLayout, Detail: "ring is not in guest memory", Err: err}
 	}
-	return &Queue{
-		ring: r, eventIdx: cfg.EventIdx, kick: cfg.Kick, call: cfg.Call, mem: cfg.Memory,
-		next: used, used: used,
-		walker: walker{mem: cfg.Memory, indirect: cfg.IndirectDesc},
-		done:   make([]completion, cfg.Size),
-	}, nil
+	return b, nil
 }
 
 // asViolation makes a fault in guest memory a protocol error.
@@ -105,15 +177,20 @@ func asViolation(err error) error {
 }
 
 // Size is the number of descriptors of the ring.
-func (q *Queue) Size() int { return int(q.ring.size) }
+func (q *Queue) Size() int { return int(q.size) }
 
-// Used is the index up to which requests were completed and published. After
-// Run has returned, requests from there on are what the driver still waits for.
-func (q *Queue) Used() uint16 {
+// Position is where to go on. After Run has returned, the driver still waits for
+// the requests from there on, and for those that are in the in-flight region.
+func (q *Queue) Position() Position {
 	q.usedMu.Lock()
 	defer q.usedMu.Unlock()
-	return q.used
+	return q.ring.position()
 }
+
+// MayLeave says whether a request may be given up with ErrStopped: the driver's next
+// device then finds it by the position alone. It does not where requests are
+// known from the in-flight region, which stays behind when a front end migrates.
+func (q *Queue) MayLeave() bool { return !q.anyOrder }
 
 // SetCall changes the way to notify the driver and notifies at once: a
 // completion that went the old way may not have been heard. Spurious notifications
@@ -149,115 +226,158 @@ func (q *Queue) Err() error {
 	return nil
 }
 
-// Take waits for the next request and fills c with it. It fails with ErrStopped
-// after Stop, and with a *ProtocolError, which also ends the queue, when the
-// driver broke the protocol. Callers run under the memory's Guard.
-func (q *Queue) Take(c *Chain) error {
+// Take waits for at least one request, and fills chains with as many as there
+// are and have room. It fails with ErrStopped after Stop, and with a
+// *ProtocolError, which also ends the queue, when the driver broke the protocol;
+// requests that it took before are in the ring then, not executed. Callers run
+// under the memory's Guard.
+func (q *Queue) Take(chains ...*Chain) (int, error) { return q.take(true, chains) }
+
+// take is Take that looks for requests without sleeping only if spin says so.
+func (q *Queue) take(spin bool, chains []*Chain) (int, error) {
 	q.takeMu.Lock()
 	defer q.takeMu.Unlock()
+	if err := q.await(spin); err != nil {
+		return 0, q.end(err)
+	}
+	n, err := q.popAll(chains)
+	if err != nil {
+		return 0, q.end(err)
+	}
+	return n, nil
+}
+
+// end records why the queue ends.
+func (q *Queue) end(err error) error {
+	if !errors.Is(err, ErrStopped) {
+		q.Fail(err)
+	}
+	return err
+}
+
+// await returns when an entry is available. The caller holds takeMu.
+func (q *Queue) await(spin bool) error {
 	for {
 		if q.stopped.Load() {
 			return ErrStopped
 		}
-		ready, err := q.ready()
-		if err != nil {
-			q.Fail(err)
+		ready, err := q.ring.available()
+		if ready || err != nil {
 			return err
 		}
-		if ready {
-			break
+		if spin {
+			if ready, err = q.poller.spin(q.ring, &q.stopped); ready || err != nil {
+				return err
+			}
 		}
-		if q.arm() {
-			continue
+		if ready, err = q.ring.arm(); ready || err != nil {
+			q.ring.quiet()
+			return err
 		}
+		begin := time.Now()
 		if err := q.kick.Wait(); err != nil {
-			err = fmt.Errorf("wait for kick: %w", err)
-			q.Fail(err)
-			return err
+			return fmt.Errorf("wait for kick: %w", err)
+		}
+		if spin {
+			q.poller.slept(time.Since(begin))
+		}
+		if q.poller.window > 0 {
+			q.ring.quiet()
 		}
 	}
-	if err := q.pop(c); err != nil {
-		q.Fail(err)
-		return err
-	}
-	return nil
 }
 
-// ready reports whether an entry is available. The caller holds takeMu.
-func (q *Queue) ready() (bool, error) {
-	idx := q.ring.availIdx.load()
-	if n := idx - q.next; n > q.ring.size {
-		return false, violation(ViolationAvailIdx, "%d, %d ahead of %d, ring of %d", idx, n, q.next, q.ring.size)
+// popAll takes what is there, at least one. The caller holds takeMu.
+func (q *Queue) popAll(chains []*Chain) (int, error) {
+	if len(chains) > 1 {
+		q.ring.warm(len(chains))
 	}
-	return idx != q.next, nil
-}
-
-// arm asks for a kick with the next entry, and reports whether one became
-// available meanwhile: it would not be kicked for. The caller holds takeMu.
-func (q *Queue) arm() bool {
-	if !q.eventIdx {
-		return false // kicks are never suppressed
+	n := 0
+	for n < len(chains) {
+		if n > 0 {
+			if ready, err := q.ring.available(); err != nil {
+				return 0, err
+			} else if !ready {
+				break
+			}
+		}
+		c := chains[n]
+		if err := q.ring.pop(&q.walker, c); err != nil {
+			return 0, err
+		}
+		c.seq = q.next
+		q.next++
+		n++
 	}
-	q.ring.availEvent.store(q.next)
-	return q.ring.availIdx.load() != q.next
-}
-
-// pop takes the next available entry. The caller holds takeMu and knows that
-// there is one.
-func (q *Queue) pop(c *Chain) error {
-	head := q.ring.head(q.next)
-	if head >= q.ring.size {
-		return violation(ViolationHead, "%d of %d", head, q.ring.size)
+	if n > 1 {
+		q.walker.warm(chains[:n])
 	}
-	if err := q.walker.walk(q.ring.desc, head, c); err != nil {
-		return err
-	}
-	c.seq = q.next
-	q.next++
-	return nil
+	return n, nil
 }
 
 // Complete hands a taken request back: the device wrote the first written bytes
-// of its writable buffers. The driver sees it when all requests before it are
-// complete too, and is notified if it asked for that. After Fail nothing is
-// published.
+// of its writable buffers. The driver sees it, without an in-flight region when all
+// requests before it are complete too, and is notified if it asked for that. After
+// Fail nothing is published.
 func (q *Queue) Complete(c *Chain, written uint32) {
-	if call := q.complete(c, written); call != nil {
+	if call := q.complete(c, written, 1); call != nil {
 		call.Signal()
 	}
 }
 
-func (q *Queue) complete(c *Chain, written uint32) Call {
+// complete is Complete that publishes once batch entries are staged, and gives the
+// notification that is due.
+func (q *Queue) complete(c *Chain, written uint32, batch int) Call {
 	q.usedMu.Lock()
 	defer q.usedMu.Unlock()
-	mask := q.ring.size - 1
-	q.done[c.seq&mask] = completion{full: true, head: c.head, written: written}
-	if c.seq != q.used || q.Err() != nil {
+	if q.Err() != nil {
 		return nil
 	}
-	for {
-		d := &q.done[q.used&mask]
-		if !d.full {
-			break
-		}
-		q.ring.putUsed(q.used, d.head, d.written)
-		*d = completion{}
-		q.used++
+	mask := q.size - 1
+	d := completion{full: true, id: c.id, descs: c.descs, written: written}
+	if q.anyOrder {
+		q.ring.put(d)
+		q.staged++
+		d.full = false
+	} else if c.seq != q.used {
+		q.done[c.seq&mask] = d
+		return nil
 	}
-	q.ring.setUsedIdx(q.used)
-	if !q.wantsCall() {
+	for d.full {
+		q.ring.put(d)
+		q.used++
+		q.staged++
+		next := &q.done[q.used&mask]
+		d, next.full = *next, false
+	}
+	if q.staged < batch {
+		return nil
+	}
+	return q.publish()
+}
+
+// publish shows what is staged. The caller holds usedMu.
+func (q *Queue) publish() Call {
+	if q.staged == 0 || q.Err() != nil {
+		return nil
+	}
+	q.staged = 0
+	if !q.ring.publish() {
 		return nil
 	}
 	return q.call
 }
 
-// wantsCall decides whether the driver is to be notified of the entries up to
-// used (Virtio 1.2, 2.7.7 and 2.7.10). The caller holds usedMu.
-func (q *Queue) wantsCall() bool {
-	if !q.eventIdx {
-		return q.ring.availFlags.load()&availNoInterrupt == 0
+// flush publishes what is staged and notifies.
+func (q *Queue) flush() {
+	q.usedMu.Lock()
+	call := q.flushLocked()
+	if call != nil {
+		call.Signal()
 	}
-	old, valid := q.called, q.calledYet
-	q.called, q.calledYet = q.used, true
-	return !valid || needEvent(q.ring.usedEvent.load(), q.used, old)
+}
+
+func (q *Queue) flushLocked() Call {
+	defer q.usedMu.Unlock()
+	return q.publish()
 }

@@ -17,7 +17,7 @@ import (
 // A queue that dies is followed by one that redoes exactly what is outstanding.
 func TestResume(t *testing.T) {
 	t.Parallel()
-	for _, told := range []uint16{0, 1, 2} { // what the front end read, which may be old
+	for _, told := range []virtq.Position{0, 1, 2} { // what the front end read, which may be old
 		r := newRig(t, 8, virtqtest.Options{EventIdx: true})
 		var heads []uint16
 		for range 5 {
@@ -26,7 +26,7 @@ func TestResume(t *testing.T) {
 		r.publish()
 		var c [3]virtq.Chain
 		for i := range c {
-			if err := r.queue.Take(&c[i]); err != nil {
+			if _, err := r.queue.Take(&c[i]); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -43,7 +43,7 @@ func TestResume(t *testing.T) {
 		if err := stop(); err != nil {
 			t.Error(err)
 		}
-		if got := r.queue.Used(); got != 5 {
+		if got := r.queue.Position(); got != 5 {
 			t.Errorf("used %d, want 5", got)
 		}
 	}
@@ -85,31 +85,32 @@ func TestStopDrains(t *testing.T) {
 // The driver is notified when it wants to be, and once at the start.
 func TestNotification(t *testing.T) {
 	t.Parallel()
-	for _, event := range []bool{false, true} {
-		r := newRig(t, 8, virtqtest.Options{EventIdx: event})
+	for i := range 4 {
+		event, packed := i&1 != 0, i&2 != 0
+		r := newRigSize(t, 1<<20, 8, mode{Options: virtqtest.Options{EventIdx: event}, packed: packed})
 		one := func() bool {
 			r.add(nil, []virtqtest.Buf{r.mem.Alloc(8)})
-			r.driver.Publish()
+			r.ring.Publish()
 			var c virtq.Chain
-			if err := r.queue.Take(&c); err != nil {
+			if _, err := r.queue.Take(&c); err != nil {
 				t.Fatal(err)
 			}
 			r.queue.Complete(&c, 0)
-			r.driver.Collect()
+			r.ring.Collect()
 			return r.call.Rang()
 		}
 		if !one() {
-			t.Errorf("event %v: first completion was not notified", event)
+			t.Errorf("event %v, packed %v: first completion was not notified", event, packed)
 		}
-		if !event {
-			r.driver.SuppressCalls()
+		if !event || packed {
+			r.ring.SuppressCalls()
 		}
 		if one() {
-			t.Errorf("event %v: notified although suppressed", event)
+			t.Errorf("event %v, packed %v: notified although suppressed", event, packed)
 		}
-		r.driver.Arm()
+		r.ring.Arm()
 		if !one() {
-			t.Errorf("event %v: not notified although armed", event)
+			t.Errorf("event %v, packed %v: not notified although armed", event, packed)
 		}
 		stop := r.run(1, reverse)
 		if err := r.call.Wait(); err != nil {
@@ -118,7 +119,7 @@ func TestNotification(t *testing.T) {
 		next := virtqtest.NewBell()
 		r.queue.SetCall(next)
 		if !next.Rang() {
-			t.Errorf("event %v: a new call was not signalled", event)
+			t.Errorf("event %v, packed %v: a new call was not signalled", event, packed)
 		}
 		if err := stop(); err != nil {
 			t.Error(err)
@@ -148,9 +149,9 @@ func TestMemoryVanishes(t *testing.T) {
 
 // Many requests, many workers: nothing is lost, repeated or reordered.
 func TestConcurrency(t *testing.T) {
-	everyMode(t, func(t *testing.T, opts virtqtest.Options) {
+	everyMode(t, func(t *testing.T, opts mode) {
 		const total = 20000
-		r := newRig(t, 64, opts)
+		r := newRigSize(t, 1<<20, 64, opts)
 		var mu sync.Mutex
 		seen := make(map[byte]int)
 		stop := r.run(8, func(c *virtq.Chain) (uint32, error) {
@@ -167,7 +168,7 @@ func TestConcurrency(t *testing.T) {
 			for added < total && added-collected < len(bufs) {
 				b := bufs[uint16(added)%64]
 				b.Bytes[0] = byte(added)
-				if _, err := r.driver.Add([]virtqtest.Buf{b}, nil); err != nil {
+				if _, err := r.ring.Add([]virtqtest.Buf{b}, nil); err != nil {
 					break
 				}
 				added++
@@ -176,7 +177,7 @@ func TestConcurrency(t *testing.T) {
 			r.collect()
 			collected++
 			for {
-				if _, _, ok := r.driver.Collect(); !ok {
+				if _, _, ok := r.ring.Collect(); !ok {
 					break
 				}
 				collected++

@@ -86,7 +86,7 @@ func TestViolations(t *testing.T) {
 				t.Errorf("used index %d after a violation", got)
 			}
 			var c virtq.Chain
-			if err := r.queue.Take(&c); !errors.Is(err, virtq.ErrStopped) {
+			if _, err := r.queue.Take(&c); !errors.Is(err, virtq.ErrStopped) {
 				t.Errorf("take after a violation: got %v", err)
 			}
 		})
@@ -101,7 +101,7 @@ func TestChainTooLong(t *testing.T) {
 		buffers int
 		ok      bool
 	}{{511, true}, {512, false}, {virtq.MaxIndirect, false}} {
-		r := newRigSize(t, memory, 8, virtqtest.Options{Indirect: true})
+		r := newRigSize(t, memory, 8, mode{Options: virtqtest.Options{Indirect: true}})
 		b := r.mem.Alloc(16 * tt.buffers)
 		for i := range tt.buffers {
 			d := virtqtest.Desc{Len: memory, Flags: virtqtest.FlagWrite}
@@ -113,7 +113,7 @@ func TestChainTooLong(t *testing.T) {
 		r.driver.SetDesc(0, virtqtest.Desc{Addr: b.Addr, Len: uint32(16 * tt.buffers), Flags: virtqtest.FlagIndirect})
 		r.driver.SetAvailIdx(1)
 		var c virtq.Chain
-		err := r.queue.Take(&c)
+		_, err := r.queue.Take(&c)
 		if tt.ok && (err != nil || virtq.Len(c.Writable) != uint64(tt.buffers)*memory) {
 			t.Errorf("%d buffers: got %d bytes, %v", tt.buffers, virtq.Len(c.Writable), err)
 		}
@@ -133,7 +133,7 @@ func TestIndirectNotNegotiated(t *testing.T) {
 	r.driver.SetAvailIdx(1)
 	var c virtq.Chain
 	var broken *virtq.ProtocolError
-	if err := r.queue.Take(&c); !errors.As(err, &broken) || broken.Violation != virtq.ViolationIndirect {
+	if _, err := r.queue.Take(&c); !errors.As(err, &broken) || broken.Violation != virtq.ViolationIndirect {
 		t.Errorf("got %v", err)
 	}
 }
@@ -150,7 +150,7 @@ func TestDirectThenIndirect(t *testing.T) {
 	r.driver.SetAvail(0, 3)
 	r.driver.SetAvailIdx(1)
 	var c virtq.Chain
-	if err := r.queue.Take(&c); err != nil {
+	if _, err := r.queue.Take(&c); err != nil {
 		t.Fatal(err)
 	}
 	if len(c.Readable) != 2 || len(c.Writable) != 1 || virtq.Len(c.Readable) != 24 || virtq.Len(c.Writable) != 4 {
@@ -209,7 +209,7 @@ func TestAvailAlignment(t *testing.T) {
 	a[4], a[5] = 2, 0 // ring[0]
 	a[2], a[3] = 1, 0 // idx
 	var c virtq.Chain
-	if err := q.Take(&c); err != nil {
+	if _, err := q.Take(&c); err != nil {
 		t.Fatal(err)
 	}
 	if got := virtq.Len(c.Readable); got != 5 {

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"testing"
+	"time"
 
 	"github.com/davit-dpu/davit/firmware/virtio/guestmem"
 	"github.com/davit-dpu/davit/firmware/virtio/virtq"
@@ -20,25 +21,52 @@ type rig struct {
 	t      *testing.T
 	mem    *virtqtest.Memory
 	dev    *guestmem.Memory
-	driver *virtqtest.Driver
+	ring   ring
+	driver *virtqtest.Driver // ring, if it is a split one
 	kick   virtqtest.Bell
 	call   virtqtest.Bell
-	opts   virtqtest.Options
+	opts   mode
 	queue  *virtq.Queue
+}
+
+// ring is a driver of either format.
+type ring interface {
+	Addresses() virtq.Addresses
+	Size() int
+	Add(readable, writable []virtqtest.Buf) (uint16, error)
+	Publish() bool
+	Collect() (id uint16, written uint32, ok bool)
+	Arm() bool
+	SuppressCalls()
+}
+
+// mode is what was negotiated for a ring.
+type mode struct {
+	virtqtest.Options
+	packed bool
+	poll   time.Duration
 }
 
 func newRig(t *testing.T, size int, opts virtqtest.Options) *rig {
 	t.Helper()
-	return newRigSize(t, 1<<20, size, opts)
+	return newRigSize(t, 1<<20, size, mode{Options: opts})
 }
 
-func newRigSize(t *testing.T, memory, size int, opts virtqtest.Options) *rig {
+func newRigSize(t *testing.T, memory, size int, opts mode) *rig {
 	t.Helper()
 	mem, err := virtqtest.NewMemory(memory)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = mem.Close() })
+	r := attach(t, mem, size, opts)
+	t.Cleanup(func() { _ = r.dev.Close() })
+	return r
+}
+
+// attach lays a ring out in mem and makes the queue that serves it.
+func attach(t *testing.T, mem *virtqtest.Memory, size int, opts mode) *rig {
+	t.Helper()
 	region, err := mem.Region()
 	if err != nil {
 		t.Fatal(err)
@@ -47,14 +75,20 @@ func newRigSize(t *testing.T, memory, size int, opts virtqtest.Options) *rig {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = dev.Close() })
-	r := &rig{t: t, mem: mem, dev: dev, driver: virtqtest.New(mem, size, opts), opts: opts}
+	r := &rig{t: t, mem: mem, dev: dev, opts: opts}
+	if opts.packed {
+		r.ring = virtqtest.NewPacked(mem, size, opts.Options)
+		r.open(virtqtest.PackedStart)
+		return r
+	}
+	r.driver = virtqtest.New(mem, size, opts.Options)
+	r.ring = r.driver
 	r.open(0)
 	return r
 }
 
 // open makes a new queue on the ring, as after a restart of the device.
-func (r *rig) open(next uint16) {
+func (r *rig) open(next virtq.Position) {
 	r.t.Helper()
 	r.kick, r.call = virtqtest.NewBell(), virtqtest.NewBell()
 	q, err := virtq.New(r.config(next))
@@ -64,10 +98,10 @@ func (r *rig) open(next uint16) {
 	r.queue = q
 }
 
-func (r *rig) config(next uint16) virtq.Config {
+func (r *rig) config(next virtq.Position) virtq.Config {
 	return virtq.Config{
-		Memory: r.dev, Size: r.driver.Size(), Ring: r.driver.Addresses(), Translate: r.dev.Slice, Next: next,
-		IndirectDesc: r.opts.Indirect, EventIdx: r.opts.EventIdx, Kick: r.kick, Call: r.call,
+		Memory: r.dev, Packed: r.opts.packed, Size: r.ring.Size(), Ring: r.ring.Addresses(), Translate: r.dev.Slice, Next: next,
+		IndirectDesc: r.opts.Indirect, EventIdx: r.opts.EventIdx, Kick: r.kick, Call: r.call, Poll: r.opts.poll,
 	}
 }
 
@@ -84,7 +118,7 @@ func (r *rig) run(workers int, h virtq.Handler) func() error {
 
 func (r *rig) add(readable, writable []virtqtest.Buf) uint16 {
 	r.t.Helper()
-	head, err := r.driver.Add(readable, writable)
+	head, err := r.ring.Add(readable, writable)
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -92,7 +126,7 @@ func (r *rig) add(readable, writable []virtqtest.Buf) uint16 {
 }
 
 func (r *rig) publish() {
-	if r.driver.Publish() {
+	if r.ring.Publish() {
 		r.kick.Signal()
 	}
 }
@@ -100,10 +134,10 @@ func (r *rig) publish() {
 // collect waits for one used chain.
 func (r *rig) collect() (uint16, uint32) {
 	for {
-		if head, n, ok := r.driver.Collect(); ok {
+		if head, n, ok := r.ring.Collect(); ok {
 			return head, n
 		}
-		if !r.driver.Arm() {
+		if !r.ring.Arm() {
 			_ = r.call.Wait()
 		}
 	}
@@ -155,22 +189,24 @@ func backwards(b []byte) []byte {
 	return out
 }
 
-func everyMode(t *testing.T, f func(t *testing.T, opts virtqtest.Options)) {
-	for _, indirect := range []bool{false, true} {
-		for _, event := range []bool{false, true} {
-			t.Run(fmt.Sprintf("indirect=%v,event=%v", indirect, event), func(t *testing.T) {
-				t.Parallel()
-				f(t, virtqtest.Options{Indirect: indirect, EventIdx: event})
-			})
+func everyMode(t *testing.T, f func(t *testing.T, opts mode)) {
+	for i := range 16 {
+		m := mode{packed: i&1 != 0, Options: virtqtest.Options{Indirect: i&2 != 0, EventIdx: i&4 != 0}}
+		if i&8 != 0 {
+			m.poll = 20 * time.Microsecond
 		}
+		t.Run(fmt.Sprintf("packed=%v,indirect=%v,event=%v,poll=%v", m.packed, m.Indirect, m.EventIdx, m.poll), func(t *testing.T) {
+			t.Parallel()
+			f(t, m)
+		})
 	}
 }
 
 // Random valid requests get what the model says, in ring order, in all modes.
 func TestRandomRequests(t *testing.T) {
-	everyMode(t, func(t *testing.T, opts virtqtest.Options) {
+	everyMode(t, func(t *testing.T, opts mode) {
 		const size = 16
-		r := newRig(t, size, opts)
+		r := newRigSize(t, 1<<20, size, opts)
 		stop := r.run(4, reverse)
 		rng := rand.New(rand.NewPCG(1, 2))
 		type request struct {
@@ -193,7 +229,7 @@ func TestRandomRequests(t *testing.T) {
 				}
 				high := r.mem.Mark()
 				r.mem.Free(low)
-				head, err := r.driver.Add(out, in)
+				head, err := r.ring.Add(out, in)
 				low = r.mem.Mark()
 				r.mem.Free(high)
 				if errors.Is(err, virtqtest.ErrFull) {
@@ -228,7 +264,7 @@ func TestPublishedInOrder(t *testing.T) {
 	r.publish()
 	var chains [4]virtq.Chain
 	for i := range chains {
-		if err := r.queue.Take(&chains[i]); err != nil {
+		if _, err := r.queue.Take(&chains[i]); err != nil {
 			t.Fatal(err)
 		}
 	}

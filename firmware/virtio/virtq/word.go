@@ -17,8 +17,13 @@ type word struct {
 // machine address that is a multiple of four.
 func field(b []byte, off int) word {
 	aligned := off &^ 3
-	four := b[aligned : aligned+4] // bounds check
-	return word{p: (*uint32)(unsafe.Pointer(unsafe.SliceData(four))), shift: uint(off-aligned) * 8}
+	return word{p: wordAt(b, aligned), shift: uint(off-aligned) * 8}
+}
+
+// wordAt returns the aligned word at byte off of b.
+func wordAt(b []byte, off int) *uint32 {
+	four := b[off : off+4] // bounds check
+	return (*uint32)(unsafe.Pointer(unsafe.SliceData(four)))
 }
 
 // load reads the field.

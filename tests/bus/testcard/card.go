@@ -129,6 +129,9 @@ func (r recordConn) WriteMessage(m vhostuser.Message) error {
 	return r.ch.WriteRecord(r.ctx, vhostuser.AppendMessage(nil, m))
 }
 
+// PassesFDs implements vhostuser.Conn.
+func (r recordConn) PassesFDs() bool { return false }
+
 // Close implements vhostuser.Conn.
 func (r recordConn) Close() error { return r.ch.Close() }
 

@@ -125,8 +125,11 @@ func (f *FrontEnd) GetU64(r vhostuser.Request) (uint64, error) {
 	return binary.LittleEndian.Uint64(p), nil
 }
 
-// Negotiate accepts all protocol features offered, and of the features those in
-// want, which must be offered, and PROTOCOL_FEATURES.
+// protocolFeatures are those that a FrontEnd knows.
+const protocolFeatures = vhostuser.ProtocolMQ | vhostuser.ProtocolReplyAck | vhostuser.ProtocolConfig | vhostuser.ProtocolInflight
+
+// Negotiate accepts the protocol features offered that it knows, and of the
+// features those in want, which must be offered, and PROTOCOL_FEATURES.
 func (f *FrontEnd) Negotiate(want virtio.Features) error {
 	offered, err := f.GetU64(vhostuser.GetFeatures)
 	if err != nil {
@@ -139,7 +142,7 @@ func (f *FrontEnd) Negotiate(want virtio.Features) error {
 	if f.Protocol, err = f.GetU64(vhostuser.GetProtocolFeatures); err != nil {
 		return err
 	}
-	if err := f.Send(vhostuser.Message{Request: vhostuser.SetProtocolFeatures, Flags: version, Payload: U64(f.Protocol)}); err != nil {
+	if err := f.Send(vhostuser.Message{Request: vhostuser.SetProtocolFeatures, Flags: version, Payload: U64(f.Protocol & protocolFeatures)}); err != nil {
 		return err
 	}
 	if err := f.Send(vhostuser.Message{Request: vhostuser.SetOwner, Flags: version}); err != nil {
@@ -151,6 +154,37 @@ func (f *FrontEnd) Negotiate(want virtio.Features) error {
 // SetMemory shares a guest's memory: one region at 0, user addresses the same.
 func (f *FrontEnd) SetMemory(mem *virtqtest.Memory) error {
 	return f.Do(vhostuser.SetMemTable, MemTable(vhostuser.MemRegion{Size: uint64(len(mem.Bytes()))}), mem.FD())
+}
+
+// NewInflight has the back end make an in-flight region for queues of size
+// descriptors each. The file is the caller's.
+func (f *FrontEnd) NewInflight(queues, size int) (*os.File, []byte, error) {
+	if err := f.Send(vhostuser.Message{Request: vhostuser.GetInflightFD, Flags: version, Payload: Inflight(0, queues, size)}); err != nil {
+		return nil, nil, err
+	}
+	m, err := f.reply.ReadMessage()
+	if err != nil {
+		return nil, nil, err
+	}
+	if m.Request != vhostuser.GetInflightFD || len(m.FDs) != 1 || len(m.Payload) != 24 {
+		return nil, nil, fmt.Errorf("reply %d of %d bytes with %d descriptors to GET_INFLIGHT_FD", m.Request, len(m.Payload), len(m.FDs))
+	}
+	return os.NewFile(uintptr(m.FDs[0]), "inflight"), m.Payload, nil
+}
+
+// SetInflight hands a region back, as NewInflight described it.
+func (f *FrontEnd) SetInflight(file *os.File, description []byte) error {
+	fd := dup(file)
+	defer func() { _ = unix.Close(fd) }()
+	return f.Do(vhostuser.SetInflightFD, description, fd)
+}
+
+// Inflight is the payload that describes an in-flight region, padded as QEMU's.
+func Inflight(size uint64, queues, queueSize int) []byte {
+	b := binary.LittleEndian.AppendUint64(U64(size), 0)
+	b = binary.LittleEndian.AppendUint16(b, uint16(queues))
+	b = binary.LittleEndian.AppendUint16(b, uint16(queueSize))
+	return append(b, 0, 0, 0, 0)
 }
 
 // ReadConfig reads n bytes of the configuration space.

@@ -17,30 +17,30 @@ import (
 // Queue is a started queue: the driver's side and its notifications.
 type Queue struct {
 	*virtqtest.Driver
-	kick, call *os.File
-	buf        [8]byte
+	kick int
+	call *os.File // an eventfd that the runtime polls
+	buf  [8]byte
 }
 
-// eventFD makes an eventfd that the runtime can poll.
-func eventFD(name string) (*os.File, error) {
+func eventFD() (int, error) {
 	fd, err := unix.Eventfd(0, unix.EFD_NONBLOCK|unix.EFD_CLOEXEC)
 	if err != nil {
-		return nil, fmt.Errorf("make eventfd: %w", err)
+		return -1, fmt.Errorf("make eventfd: %w", err)
 	}
-	return os.NewFile(uintptr(fd), name), nil
+	return fd, nil
 }
 
 // StartQueue sets queue index up, beginning at entry base, and enables it.
 func (f *FrontEnd) StartQueue(index int, d *virtqtest.Driver, base uint16) (*Queue, error) {
-	kick, err := eventFD("kick")
+	kick, err := eventFD()
 	if err != nil {
 		return nil, err
 	}
-	call, err := eventFD("call")
+	call, err := eventFD()
 	if err != nil {
-		return nil, errors.Join(err, kick.Close())
+		return nil, errors.Join(err, unix.Close(kick))
 	}
-	q := &Queue{Driver: d, kick: kick, call: call}
+	q := &Queue{Driver: d, kick: kick, call: os.NewFile(uintptr(call), "call")}
 	if err := f.start(index, q, base); err != nil {
 		return nil, errors.Join(err, q.Close())
 	}
@@ -48,8 +48,8 @@ func (f *FrontEnd) StartQueue(index int, d *virtqtest.Driver, base uint16) (*Que
 }
 
 func (f *FrontEnd) start(index int, q *Queue, base uint16) error {
-	kickFD, callFD := dup(q.kick), dup(q.call)
-	defer func() { _, _ = unix.Close(kickFD), unix.Close(callFD) }()
+	callFD := dup(q.call)
+	defer func() { _ = unix.Close(callFD) }()
 	steps := []struct {
 		request vhostuser.Request
 		payload []byte
@@ -58,7 +58,7 @@ func (f *FrontEnd) start(index int, q *Queue, base uint16) error {
 		{vhostuser.SetVringNum, State(index, q.Size()), nil},
 		{vhostuser.SetVringBase, State(index, int(base)), nil},
 		{vhostuser.SetVringAddr, Addr(index, q.Driver), nil},
-		{vhostuser.SetVringKick, U64(uint64(index)), []int{kickFD}},
+		{vhostuser.SetVringKick, U64(uint64(index)), []int{q.kick}},
 		{vhostuser.SetVringCall, U64(uint64(index)), []int{callFD}},
 		{vhostuser.SetVringEnable, State(index, 1), nil},
 	}
@@ -117,9 +117,19 @@ func (q *Queue) Submit() error {
 
 // Kick notifies the device.
 func (q *Queue) Kick() error {
-	_, err := q.kick.Write([]byte{1, 0, 0, 0, 0, 0, 0, 0})
-	return err
+	for {
+		switch _, err := unix.Write(q.kick, one); err {
+		case unix.EINTR:
+		case nil, unix.EAGAIN: // full: nobody has read it for 2^64 kicks
+			return nil
+		default:
+			return fmt.Errorf("kick: %w", err)
+		}
+	}
 }
+
+// one is what a notification adds to an eventfd.
+var one = []byte{1, 0, 0, 0, 0, 0, 0, 0}
 
 // Next waits for the next used chain.
 func (q *Queue) Next() (head uint16, written uint32, err error) {
@@ -143,4 +153,8 @@ func (q *Queue) Wait() error {
 }
 
 // Close closes the notifications.
-func (q *Queue) Close() error { return errors.Join(q.kick.Close(), q.call.Close()) }
+func (q *Queue) Close() error {
+	kick := q.kick
+	q.kick = -1 // the number may soon be another file's
+	return errors.Join(unix.Close(kick), q.call.Close())
+}

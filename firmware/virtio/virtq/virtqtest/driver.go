@@ -48,21 +48,29 @@ type Driver struct {
 
 	free     []uint16
 	length   []int    // descriptors of the chain with this head
+	kept     []bool   // the chain with this head stays after Collect
 	next     []uint16 // private copy of the table's next fields
+	flags    uint16   // avail.flags
 	availIdx uint16   // next to fill
 	kicked   uint16   // availIdx at the last Publish
 	usedIdx  uint16   // next to collect
+	usedSeen uint16   // used.idx when it was last read
 	inFlight int
 }
+
+// cacheLine is what each part of a ring begins with: the two sides write
+// different parts, and should not wait for each other where they need not.
+const cacheLine = 64
 
 // New lays a queue out in mem.
 func New(mem *Memory, size int, opts Options) *Driver {
 	d := &Driver{
 		mem: mem, opts: opts, size: uint16(size),
-		desc:   mem.Alloc(16 * size),
-		avail:  mem.Alloc(4 + 2*size + 4),
-		used:   mem.Alloc(4 + 8*size + 4),
+		desc:   mem.AllocAligned(16*size, cacheLine),
+		avail:  mem.AllocAligned(4+2*size+4, cacheLine),
+		used:   mem.AllocAligned(4+8*size+4, cacheLine),
 		length: make([]int, size),
+		kept:   make([]bool, size),
 		next:   make([]uint16, size),
 		tables: make([]Buf, size),
 	}
@@ -86,6 +94,36 @@ func (d *Driver) InFlight() int { return d.inFlight }
 // Add makes a chain available, readable buffers first, and returns its head. The device
 // sees it after Publish. It fails with ErrFull and then changes nothing.
 func (d *Driver) Add(readable, writable []Buf) (uint16, error) {
+	head, err := d.write(readable, writable)
+	if err != nil {
+		return 0, err
+	}
+	d.Offer(head)
+	return head, nil
+}
+
+// Prepare writes a chain as Add does, for Offer to make it available as often as
+// is wanted: nothing is written or allocated for it again, and its descriptors
+// are never free.
+func (d *Driver) Prepare(readable, writable []Buf) (uint16, error) {
+	head, err := d.write(readable, writable)
+	if err != nil {
+		return 0, err
+	}
+	d.kept[head] = true
+	return head, nil
+}
+
+// Offer makes a prepared chain available, which must not be in flight. The device sees
+// it after Publish.
+func (d *Driver) Offer(head uint16) {
+	d.SetAvail(d.availIdx, head)
+	d.availIdx++
+	d.inFlight++
+}
+
+// write puts a chain into the table and returns its head.
+func (d *Driver) write(readable, writable []Buf) (uint16, error) {
 	chain := make([]Desc, 0, len(readable)+len(writable))
 	for _, b := range readable {
 		chain = append(chain, Desc{Addr: b.Addr, Len: uint32(len(b.Bytes))})
@@ -117,9 +155,6 @@ func (d *Driver) Add(readable, writable []Buf) (uint16, error) {
 		}
 	}
 	d.length[head] = need
-	d.SetAvail(d.availIdx, head)
-	d.availIdx++
-	d.inFlight++
 	return head, nil
 }
 
@@ -154,14 +189,19 @@ func (d *Driver) Publish() bool {
 
 // Collect returns the next chain that the device used, if there is one.
 func (d *Driver) Collect() (head uint16, written uint32, ok bool) {
-	if load16(d.used.Bytes, 2) == d.usedIdx {
-		return 0, 0, false
+	if d.usedSeen == d.usedIdx {
+		if d.usedSeen = load16(d.used.Bytes, 2); d.usedSeen == d.usedIdx {
+			return 0, 0, false
+		}
 	}
 	elem := d.used.Bytes[4+8*int(d.usedIdx%d.size):]
 	head = uint16(binary.LittleEndian.Uint32(elem))
 	written = binary.LittleEndian.Uint32(elem[4:])
 	d.usedIdx++
 	d.inFlight--
+	if d.kept[head] {
+		return head, written, true
+	}
 	for at, n := head, d.length[head]; n > 0; n-- {
 		d.free = append(d.free, at)
 		at = d.next[at]
@@ -176,13 +216,20 @@ func (d *Driver) Arm() bool {
 	if d.opts.EventIdx {
 		store16(d.avail.Bytes, 4+2*int(d.size), d.usedIdx)
 	} else {
-		store16(d.avail.Bytes, 0, 0)
+		d.setAvailFlags(0)
 	}
 	return load16(d.used.Bytes, 2) != d.usedIdx
 }
 
-// SuppressCalls asks for no calls, where the driver has no event index.
-func (d *Driver) SuppressCalls() { store16(d.avail.Bytes, 0, 1) }
+// SuppressCalls asks for no calls, where the driver has no event index. With one, a
+// driver that does not Arm is called once in 65536 chains.
+func (d *Driver) SuppressCalls() { d.setAvailFlags(1) }
+
+// setAvailFlags writes avail.flags and leaves the index as it was published.
+func (d *Driver) setAvailFlags(flags uint16) {
+	d.flags = flags
+	store16(d.avail.Bytes, 0, flags)
+}
 
 // UsedIdx is the used index as the device published it.
 func (d *Driver) UsedIdx() uint16 { return load16(d.used.Bytes, 2) }
@@ -193,13 +240,18 @@ func (d *Driver) SetUsedIdx(v uint16) { store16(d.used.Bytes, 2, v) }
 // SetDesc writes descriptor i.
 func (d *Driver) SetDesc(i uint16, v Desc) { PutDesc(d.desc.Bytes[16*int(i):], v) }
 
-// SetAvail writes slot i, modulo the size, of the available ring.
+// SetAvail writes slot i, modulo the size, of the available ring. The device
+// sees it with the next index.
 func (d *Driver) SetAvail(i, head uint16) {
-	store16(d.avail.Bytes, 4+2*int(i%d.size), head)
+	binary.LittleEndian.PutUint16(d.avail.Bytes[4+2*int(i%d.size):], head)
 }
 
-// SetAvailIdx publishes an available index.
-func (d *Driver) SetAvailIdx(v uint16) { store16(d.avail.Bytes, 2, v) }
+// SetAvailIdx publishes an available index. The flags in the same word are the
+// driver's too.
+func (d *Driver) SetAvailIdx(v uint16) {
+	p, _ := word(d.avail.Bytes, 2)
+	atomic.StoreUint32(p, uint32(v)<<16|uint32(d.flags))
+}
 
 // PutDesc writes a descriptor to b.
 func PutDesc(b []byte, v Desc) {

@@ -56,8 +56,12 @@ func (m *Memory) Region() (guestmem.Region, error) {
 
 // Alloc takes n bytes, aligned to 16, which are never given back. Running out is
 // a bug of the test and panics.
-func (m *Memory) Alloc(n int) Buf {
-	at := (m.next + 15) &^ 15
+func (m *Memory) Alloc(n int) Buf { return m.AllocAligned(n, 16) }
+
+// AllocAligned is Alloc with another alignment, a power of two.
+func (m *Memory) AllocAligned(n, align int) Buf {
+	mask := uint64(align) - 1
+	at := (m.next + mask) &^ mask
 	if at+uint64(n) > uint64(len(m.bytes)) {
 		panic(fmt.Sprintf("virtqtest: %d bytes at %d of %d", n, at, len(m.bytes)))
 	}
