@@ -48,9 +48,9 @@ vm: fetch ## Whole-system tests on emulated machines
 fuzz: ## Fuzz every target for FUZZTIME (default 20s) each
 	@tests/fuzz.sh $(or $(FUZZTIME),20s)
 
-bench: fetch ## Benchmarks: each package's, and how long a card takes to be ready
+bench: fetch ## Benchmarks: each package's, a card's boot, and its block path against QEMU's
 	$(GO) test -run '^$$' -bench . -benchmem ./firmware/...
-	$(GO) test -run '^$$' -bench . -benchtime 1x -timeout 60m ./tests/bench
+	$(GO) test -run '^$$' -bench . -benchtime 1x -timeout 90m ./tests/bench
 
 clean: ## Remove what was built and the state of runs (the package cache stays)
 	rm -rf $(BIN) .davit

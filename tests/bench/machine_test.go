@@ -10,8 +10,6 @@ import (
 	"strings"
 	"testing"
 	"time"
-
-	"github.com/davit-dpu/davit/tools/rig"
 )
 
 // A machine is quiet while it is idle for quietShare of a second. That is waited
@@ -101,8 +99,8 @@ const userHz = 100
 // processorTime is what a process has used so far, proc(5): fields 14 and 15 of
 // its stat, which begin behind the name's closing parenthesis. One that has
 // ended has used nothing that is known.
-func processorTime(p *rig.Process) time.Duration {
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.PID()))
+func processorTime(pid int) time.Duration {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return 0
 	}

@@ -104,7 +104,7 @@ func (w *watch) look(text []byte, marks []mark) (left []mark) {
 
 // now is this moment.
 func (w *watch) now(name string) moment {
-	return moment{name, time.Since(w.begin), processorTime(w.card)}
+	return moment{name, time.Since(w.begin), processorTime(w.card.PID())}
 }
 
 // at tells whether a mark was seen, and gives what is closed when another one is.
