@@ -51,6 +51,9 @@ func volumes(t *testing.T, test func(t *testing.T, v Volume)) {
 		}
 		test(t, v)
 	})
+	t.Run("overlay", func(t *testing.T) {
+		test(t, newOverlay(t, make([]byte, testSize/2), testSize, MinClusterSize))
+	})
 }
 
 // vector cuts b into random buffers, some of them empty.
@@ -329,7 +332,7 @@ func TestWriteZeroesFallback(t *testing.T) {
 		t.Fatal(err)
 	}
 	clear(want[512 : size-1024])
-	if err := v.writeZeroes(512, size-1024-512); err != nil {
+	if err := writeZeroes(v, 512, size-1024-512); err != nil {
 		t.Fatal(err)
 	}
 	got := make([]byte, size)

@@ -4,7 +4,9 @@
 //
 //	block device ── bufs, offset ──► Volume ── file (OpenFile)
 //	                                        ├─ memory (NewMemory; for tests)
-//	                                        └─ nothing (NewNull; for measurements)
+//	                                        ├─ nothing (NewNull; for measurements)
+//	                                        └─ overlay (OpenOverlay) ─┬─ base: a Volume, read-only
+//	                                                                  └─ store: a Volume, for what was changed
 //
 // A Volume is a fixed number of bytes, a multiple of SectorSize. I/O is
 // vectored and goes to or from the caller's buffers directly, which may be

@@ -215,7 +215,7 @@ func (v *File) WriteZeroes(off, n int64, unmap bool) error {
 	}
 	err := v.allocate(mode, off, n)
 	if errors.Is(err, ErrNotSupported) {
-		err = v.writeZeroes(off, n)
+		err = writeZeroes(v, off, n)
 	}
 	if err != nil {
 		return fmt.Errorf("write %d zeroes at %d: %w", n, off, err)
@@ -245,26 +245,6 @@ func (v *File) allocate(mode uint32, off, n int64) error {
 		}
 		return err
 	}
-}
-
-// writeZeroes writes zeroes from one buffer that a vector names many times.
-func (v *File) writeZeroes(off, n int64) error {
-	zero := make([]byte, 64<<10)
-	for n > 0 {
-		var bufs [][]byte
-		var step int64
-		for step < min(n, 4<<20) {
-			part := zero[:min(int64(len(zero)), n-step)]
-			bufs = append(bufs, part)
-			step += int64(len(part))
-		}
-		if err := v.WriteAt(bufs, off); err != nil {
-			return err
-		}
-		off += step
-		n -= step
-	}
-	return nil
 }
 
 // Close implements Volume. The lock goes with the last descriptor of the file.

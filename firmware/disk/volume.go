@@ -95,3 +95,24 @@ func length(bufs [][]byte) uint64 {
 	}
 	return n
 }
+
+// writeZeroes is Trimmer.WriteZeroes for stores without a fast way: it writes
+// zeroes from one buffer that a vector names many times.
+func writeZeroes(v Volume, off, n int64) error {
+	zero := make([]byte, 64<<10)
+	for n > 0 {
+		var bufs [][]byte
+		var step int64
+		for step < min(n, 4<<20) {
+			part := zero[:min(int64(len(zero)), n-step)]
+			bufs = append(bufs, part)
+			step += int64(len(part))
+		}
+		if err := v.WriteAt(bufs, off); err != nil {
+			return err
+		}
+		off += step
+		n -= step
+	}
+	return nil
+}
