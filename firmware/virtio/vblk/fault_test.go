@@ -9,81 +9,37 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"github.com/davit-dpu/davit/firmware/disk"
+	"github.com/davit-dpu/davit/firmware/disk/disktest"
 	"github.com/davit-dpu/davit/firmware/virtio"
 )
 
-// scripted is a volume that notes what is done to it, and fails as told.
-type scripted struct {
-	disk.Volume
-	mu  sync.Mutex
-	ops []string         // guarded by mu
-	err map[string]error // constant while in use
-}
-
-func (s *scripted) note(op string) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.ops = append(s.ops, op)
-	return s.err[op]
-}
-
-func (s *scripted) ReadAt(bufs [][]byte, off int64) error {
-	if err := s.note("read"); err != nil {
-		return err
-	}
-	return s.Volume.ReadAt(bufs, off)
-}
-
-func (s *scripted) WriteAt(bufs [][]byte, off int64) error {
-	if err := s.note("write"); err != nil {
-		return err
-	}
-	return s.Volume.WriteAt(bufs, off)
-}
-
-func (s *scripted) Flush() error { return s.note("flush") }
-
-func (s *scripted) Discard(off, n int64) error { return s.note("discard") }
-
-func (s *scripted) WriteZeroes(off, n int64, unmap bool) error {
-	return s.note(fmt.Sprintf("zero unmap=%v", unmap))
-}
-
-func (s *scripted) take() []string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	ops := s.ops
-	s.ops = nil
-	return ops
-}
-
-func scriptedDevice(t *testing.T, fail map[string]error, opts Options) (*Device, *scripted) {
+func faultyDevice(t *testing.T, opts Options, faults ...disktest.Fault) (*Device, *disktest.Faulty) {
 	t.Helper()
 	v, err := disk.NewMemory(testSize)
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &scripted{Volume: v, err: fail}
-	d, err := New(s, opts)
+	f := disktest.New(v, faults...)
+	d, err := New(f, opts)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return d, s
+	return d, f
 }
 
 // A failing volume gives failing requests, counted; the device goes on.
 func TestVolumeErrors(t *testing.T) {
 	t.Parallel()
-	fail := map[string]error{
-		"read": errors.New("bad sector"), "write": errors.New("disk full"), "flush": errors.New("lost"),
-		"discard": fmt.Errorf("hole: %w", disk.ErrNotSupported), "zero unmap=true": errors.New("no"),
-	}
-	d, _ := scriptedDevice(t, fail, Options{})
+	d, _ := faultyDevice(t, Options{},
+		disktest.Fault{Op: disktest.Read, Err: errors.New("bad sector")},
+		disktest.Fault{Op: disktest.Write, Err: errors.New("disk full")},
+		disktest.Fault{Op: disktest.Flush, Err: errors.New("lost")},
+		disktest.Fault{Op: disktest.Discard, Err: fmt.Errorf("hole: %w", disk.ErrNotSupported)},
+		disktest.Fault{Op: disktest.WriteZeroes, Times: 1, Err: errors.New("no")})
 	g := newGuest(t, d, 0, allFeatures)
 	for _, tt := range []struct {
 		name string
@@ -114,19 +70,19 @@ func TestVolumeErrors(t *testing.T) {
 // Writes are made durable at once exactly when the driver relies on it.
 func TestWriteThrough(t *testing.T) {
 	t.Parallel()
-	through, back := []string{"write", "flush"}, []string{"write"}
+	through, back := []disktest.Op{disktest.Write, disktest.Flush}, []disktest.Op{disktest.Write}
 	for _, tt := range []struct {
 		name     string
 		features virtio.Features
 		wce      []byte // written before, if not nil
-		want     []string
+		want     []disktest.Op
 	}{
 		{"can flush", allFeatures, nil, back},
 		{"can not flush", allFeatures &^ FeatureFlush, nil, through},
 		{"cache off", allFeatures | FeatureConfigWCE, []byte{0}, through},
 		{"cache on", allFeatures | FeatureConfigWCE, []byte{1}, back},
 	} {
-		d, v := scriptedDevice(t, nil, Options{ConfigWCE: true})
+		d, v := faultyDevice(t, Options{ConfigWCE: true})
 		if tt.wce != nil {
 			if err := d.WriteConfig(tt.wce, offWCE); err != nil {
 				t.Fatal(err)
@@ -136,11 +92,15 @@ func TestWriteThrough(t *testing.T) {
 		if status, _, _ := g.request(typeOut, 0, make([]byte, 512), 0); status != statusOK {
 			t.Errorf("%s: status %d", tt.name, status)
 		}
-		if got := v.take(); !slices.Equal(got, tt.want) {
+		var got []disktest.Op
+		for _, a := range v.Take() {
+			got = append(got, a.Op)
+		}
+		if !slices.Equal(got, tt.want) {
 			t.Errorf("%s: got %v, want %v", tt.name, got, tt.want)
 		}
 	}
-	d, _ := scriptedDevice(t, nil, Options{})
+	d, _ := faultyDevice(t, Options{})
 	if err := d.WriteConfig([]byte{0}, offWCE); !errors.Is(err, virtio.ErrConfig) {
 		t.Errorf("cache control that was not offered: got %v", err)
 	}
@@ -149,7 +109,7 @@ func TestWriteThrough(t *testing.T) {
 // A write-through write whose flush fails has failed.
 func TestWriteThroughFails(t *testing.T) {
 	t.Parallel()
-	d, _ := scriptedDevice(t, map[string]error{"flush": errors.New("lost")}, Options{})
+	d, _ := faultyDevice(t, Options{}, disktest.Fault{Op: disktest.Flush, Err: errors.New("lost")})
 	g := newGuest(t, d, 0, allFeatures&^FeatureFlush)
 	if status, _, _ := g.request(typeOut, 0, make([]byte, 512), 0); status != statusIOErr {
 		t.Errorf("status %d", status)
