@@ -146,18 +146,3 @@ func (o *Overlay) newBlocks(spans []span) map[int64][]byte {
 	}
 	return blocks
 }
-
-// split cuts bufs after n bytes, without changing it. n is at most its length.
-func split(bufs [][]byte, n int64) (head, rest [][]byte) {
-	for i, b := range bufs {
-		if n < int64(len(b)) {
-			if n == 0 {
-				return bufs[:i], bufs[i:]
-			}
-			head = append(bufs[:i:i], b[:n])
-			return head, append([][]byte{b[n:]}, bufs[i+1:]...)
-		}
-		n -= int64(len(b))
-	}
-	return bufs, nil
-}

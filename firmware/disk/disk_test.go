@@ -318,7 +318,7 @@ func TestPunchesHoles(t *testing.T) {
 	}
 }
 
-// writeZeroes is the fallback of file systems without a fast way.
+// Zero is the fallback of file systems without a fast way.
 func TestWriteZeroesFallback(t *testing.T) {
 	t.Parallel()
 	const size = 9 << 20
@@ -332,7 +332,7 @@ func TestWriteZeroesFallback(t *testing.T) {
 		t.Fatal(err)
 	}
 	clear(want[512 : size-1024])
-	if err := writeZeroes(v, 512, size-1024-512); err != nil {
+	if err := Zero(v, 512, size-1024-512); err != nil {
 		t.Fatal(err)
 	}
 	got := make([]byte, size)

@@ -5,6 +5,7 @@
 //	block device ── bufs, offset ──► Volume ── file (OpenFile)
 //	                                        ├─ memory (NewMemory; for tests)
 //	                                        ├─ nothing (NewNull; for measurements)
+//	                                        ├─ server (package nbd)
 //	                                        └─ overlay (OpenOverlay) ─┬─ base: a Volume, read-only
 //	                                                                  └─ store: a Volume, for what was changed
 //

@@ -215,7 +215,7 @@ func (v *File) WriteZeroes(off, n int64, unmap bool) error {
 	}
 	err := v.allocate(mode, off, n)
 	if errors.Is(err, ErrNotSupported) {
-		err = writeZeroes(v, off, n)
+		err = Zero(v, off, n)
 	}
 	if err != nil {
 		return fmt.Errorf("write %d zeroes at %d: %w", n, off, err)

@@ -145,7 +145,7 @@ func (o *Overlay) ReadAt(bufs [][]byte, off int64) error {
 	defer o.life.RUnlock()
 	for left := int64(n); left > 0; {
 		held, run := o.run(off, left)
-		head, rest := split(bufs, run)
+		head, rest := Split(bufs, run)
 		var err error
 		if held {
 			err = o.store.ReadAt(head, o.data+off)
@@ -163,7 +163,7 @@ func (o *Overlay) ReadAt(bufs [][]byte, off int64) error {
 // readBase fills bufs, of n bytes, as if the base were as large as the volume.
 func (o *Overlay) readBase(bufs [][]byte, off, n int64) error {
 	there := max(0, min(n, o.header.BaseSize-off))
-	head, rest := split(bufs, there)
+	head, rest := Split(bufs, there)
 	for _, b := range rest {
 		clear(b)
 	}
@@ -235,7 +235,7 @@ func (o *Overlay) zero(off, n int64, unmap bool) error {
 	if t, ok := o.store.(Trimmer); ok {
 		return t.WriteZeroes(o.data+off, n, unmap)
 	}
-	return writeZeroes(o.store, o.data+off, n)
+	return Zero(o.store, o.data+off, n)
 }
 
 // Discard implements Trimmer. It gives back what the store holds of the range,

@@ -65,7 +65,7 @@ type Prompter interface {
 // Trimmer is a Volume whose store knows holes.
 type Trimmer interface {
 	// Discard lets the store forget n bytes from off on, which read as zero or
-	// as before. It fails with ErrNotSupported when the store can not.
+	// as before; those of a server that speaks NBD, as it likes. It fails with ErrNotSupported when the store can not.
 	Discard(off, n int64) error
 	// WriteZeroes makes n bytes from off on read as zero. unmap allows to
 	// give the space back.
@@ -96,9 +96,9 @@ func length(bufs [][]byte) uint64 {
 	return n
 }
 
-// writeZeroes is Trimmer.WriteZeroes for stores without a fast way: it writes
+// Zero is Trimmer.WriteZeroes for stores without a fast way: it writes
 // zeroes from one buffer that a vector names many times.
-func writeZeroes(v Volume, off, n int64) error {
+func Zero(v Volume, off, n int64) error {
 	zero := make([]byte, 64<<10)
 	for n > 0 {
 		var bufs [][]byte
@@ -115,4 +115,19 @@ func writeZeroes(v Volume, off, n int64) error {
 		n -= step
 	}
 	return nil
+}
+
+// Split cuts bufs after n bytes, without changing the list. n is at most its length.
+func Split(bufs [][]byte, n int64) (head, rest [][]byte) {
+	for i, b := range bufs {
+		if n < int64(len(b)) {
+			if n == 0 {
+				return bufs[:i], bufs[i:]
+			}
+			head = append(bufs[:i:i], b[:n])
+			return head, append([][]byte{b[n:]}, bufs[i+1:]...)
+		}
+		n -= int64(len(b))
+	}
+	return bufs, nil
 }
