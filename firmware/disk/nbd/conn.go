@@ -44,6 +44,7 @@ type conn struct {
 	mu   sync.Mutex  // held while a request is sent
 	out  net.Buffers // guarded by mu; scratch
 	dead bool        // guarded by mu: no request is touched any more
+	err  error       // why a sender ended the connection; guarded by mu
 }
 
 // send sends a request, unless the connection is dead. What goes wrong ends
@@ -65,6 +66,9 @@ func (c *conn) send(r *request) {
 		if errors.Is(err, unix.EFAULT) {
 			r.fault = fmt.Errorf("write: %w", err)
 		}
+		if c.err == nil {
+			c.err = err
+		}
 		_ = c.Close()
 	}
 	clear(c.out)
@@ -81,12 +85,14 @@ func (c *conn) wasSent(r *request) bool {
 	return r.phase.Load() == sent
 }
 
-// kill ends the connection, and returns when no sender touches a request any more.
-func (c *conn) kill() {
+// kill ends the connection, and returns when no sender touches a request any
+// more. The error is that of the first sender who met one.
+func (c *conn) kill() error {
 	_ = c.Close() // ends a sender that waits for the server
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.dead = true
+	return c.err
 }
 
 // hangUp ends the connection as the protocol wants it, if that does not take long.

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"net"
 	"slices"
 	"sync"
 	"time"
@@ -62,7 +63,9 @@ func (v *Volume) serve(c *conn) (served bool, err error) {
 		}
 	})
 	served, err = v.receive(c)
-	c.kill()
+	if cause := c.kill(); cause != nil && errors.Is(err, net.ErrClosed) {
+		err = cause // a sender has closed it
+	}
 	wg.Wait()
 	v.mu.Lock()
 	v.conn = nil
