@@ -66,9 +66,11 @@ func fetchCommand() *cobra.Command {
 			if err := fetch(packages.Default()...); err != nil {
 				return err
 			}
-			// The tests work without, and say so.
-			if err := fetch(packages.TPM2Tools); !errors.Is(err, packages.ErrMissing) {
-				return err
+			for _, n := range []packages.Need{packages.TPM2Tools, packages.NBDKit} {
+				// The tests work without, and say so.
+				if err := fetch(n); err != nil && !errors.Is(err, packages.ErrMissing) {
+					return err
+				}
 			}
 			return nil
 		},

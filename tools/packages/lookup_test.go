@@ -42,6 +42,7 @@ func TestOpenSystem(t *testing.T) {
 				script(t, root, "usr/bin/qemu-system-x86_64", tc.x86)
 			}
 			script(t, root, "usr/bin/qemu-img", "qemu-img version 10.0.2")
+			script(t, root, "usr/bin/qemu-nbd", "qemu-nbd 10.0.2")
 			p, err := openSystem(t.Context(), root, mustSpec(t, QEMU))
 			if (err == nil) != tc.ok {
 				t.Fatalf("openSystem = %v, want found %v", err, tc.ok)
@@ -159,7 +160,7 @@ func TestCommand(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for _, n := range []string{"qemu-system-aarch64", "qemu-system-x86_64", "qemu-img", "qemu-io"} {
+	for _, n := range []string{"qemu-system-aarch64", "qemu-system-x86_64", "qemu-img", "qemu-nbd", "qemu-io"} {
 		writeFile(t, filepath.Join(root, "usr/bin", n), "#!/bin/sh\necho $$ $LD_LIBRARY_PATH $QEMU_MODULE_DIR\n", 0o755)
 	}
 	p, err := openTree(root, mustSpec(t, QEMU))
@@ -258,7 +259,7 @@ func TestTableIsWhole(t *testing.T) {
 			t.Errorf("%s: programs of another architecture cannot be run here", s.need)
 		}
 	}
-	for _, n := range append(Default(), TPM2Tools) {
+	for _, n := range append(Default(), TPM2Tools, NBDKit) {
 		if !seen[n] {
 			t.Errorf("%s is not in the table", n)
 		}

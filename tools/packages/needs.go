@@ -18,6 +18,7 @@ const (
 	SWTPM     Need = "swtpm"      // software TPM and its manufacturing tools
 	E2fsprogs Need = "e2fsprogs"  // mke2fs and debugfs
 	TPM2Tools Need = "tpm2-tools" // optional: a second opinion on event logs in tests
+	NBDKit    Need = "nbdkit"     // optional: a server for the NBD client in tests
 )
 
 // ArchARM64 and ArchAMD64 are the architectures of cards and instances, in
@@ -129,7 +130,7 @@ func specOf(n Need) (spec, error) {
 
 // table lists all needs. Versions are minima: what the mirrors hold decides.
 func table() []spec {
-	rows := []spec{qemuSpec(), swtpmSpec(), e2fsprogsSpec(), tpm2ToolsSpec()}
+	rows := []spec{qemuSpec(), swtpmSpec(), e2fsprogsSpec(), tpm2ToolsSpec(), nbdkitSpec()}
 	for _, arch := range []string{ArchARM64, ArchAMD64} {
 		rows = append(rows, kernelSpec(arch), firmwareSpec(arch), stubSpec(arch), busyboxSpec(arch))
 	}
@@ -146,6 +147,7 @@ func qemuSpec() spec {
 			{name: "qemu-system-aarch64", versionArgs: version, probe: user, want: "user"},
 			{name: "qemu-system-x86_64", versionArgs: version, probe: user, want: "user"},
 			{name: "qemu-img", versionArgs: version},
+			{name: "qemu-nbd"},
 		},
 		// The ROMs are recommended only by some releases; QEMU does not start
 		// devices without theirs.
@@ -202,6 +204,16 @@ func tpm2ToolsSpec() spec {
 		commands: []command{{name: "tpm2_eventlog", versionArgs: []string{"--version"}}},
 		roots:    []string{"tpm2-tools"}, closure: true,
 		install: map[string]string{"debian": "tpm2-tools", "fedora": "tpm2-tools", "arch": "tpm2-tools"},
+	}
+}
+
+func nbdkitSpec() spec {
+	return spec{
+		need: NBDKit, purpose: "serves volumes over NBD, in tests",
+		min:      Version{1, 30},
+		commands: []command{{name: "nbdkit", versionArgs: []string{"--version"}}},
+		roots:    []string{"nbdkit"}, closure: true,
+		install: map[string]string{"debian": "nbdkit", "fedora": "nbdkit", "arch": "nbdkit"},
 	}
 }
 
