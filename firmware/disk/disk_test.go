@@ -341,6 +341,31 @@ func TestWriteZeroesFallback(t *testing.T) {
 	}
 }
 
+// Zeroes are as durable as writes where the file is open for that.
+func TestZeroesWriteThrough(t *testing.T) {
+	t.Parallel()
+	for flag, want := range map[int]int{0: 0, unix.O_DSYNC: 2, unix.O_SYNC: 2} {
+		v, err := openPath(tempFile(t, testSize), os.O_RDWR|flag, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		syncs := 0
+		v.sync = func(fd int) error {
+			syncs++
+			return unix.Fdatasync(fd)
+		}
+		if err := errors.Join(v.WriteZeroes(0, 4096, true), v.WriteZeroes(4096, 4096, false)); err != nil {
+			t.Fatal(err)
+		}
+		if syncs != want {
+			t.Errorf("flags %#x: %d syncs, want %d", flag, syncs, want)
+		}
+		if err := v.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 // A lost write is never forgotten.
 func TestFlushFailsForEver(t *testing.T) {
 	t.Parallel()

@@ -26,6 +26,9 @@ type File struct {
 
 	lost atomic.Pointer[error] // why Flush failed first
 
+	sync    func(fd int) error // fdatasync(2)
+	through bool               // open with O_DSYNC: what has ended is durable
+
 	inMemory   bool        // on a file system without a device: nothing waits
 	neverReads atomic.Bool // the file system knows no reads that do not wait
 }
@@ -73,7 +76,10 @@ func openFile(f *os.File, readOnly bool) (*File, error) {
 	} else if err != nil {
 		return nil, fmt.Errorf("lock: %w", err)
 	}
-	v := &File{info: Info{Size: size, ReadOnly: readOnly}, f: f, fd: int(f.Fd())}
+	v := &File{
+		info: Info{Size: size, ReadOnly: readOnly}, f: f, fd: int(f.Fd()),
+		sync: unix.Fdatasync, through: flags&unix.O_DSYNC != 0,
+	}
 	var fs unix.Statfs_t
 	if err := unix.Fstatfs(v.fd, &fs); err != nil {
 		return nil, fmt.Errorf("look at the file system: %w", err)
@@ -185,7 +191,7 @@ func (v *File) Flush() error {
 	if lost := v.lost.Load(); lost != nil {
 		return *lost
 	}
-	if err := unix.Fdatasync(v.fd); err != nil {
+	if err := v.sync(v.fd); err != nil {
 		// The kernel reports a failed write-back once and forgets the pages.
 		err = fmt.Errorf("flush: %w", err)
 		v.lost.CompareAndSwap(nil, &err)
@@ -214,8 +220,11 @@ func (v *File) WriteZeroes(off, n int64, unmap bool) error {
 		mode = unix.FALLOC_FL_PUNCH_HOLE | unix.FALLOC_FL_KEEP_SIZE
 	}
 	err := v.allocate(mode, off, n)
-	if errors.Is(err, ErrNotSupported) {
+	switch {
+	case errors.Is(err, ErrNotSupported):
 		err = Zero(v, off, n)
+	case err == nil && v.through:
+		err = v.Flush() // O_DSYNC is about writes: a hole may be in the journal's memory only
 	}
 	if err != nil {
 		return fmt.Errorf("write %d zeroes at %d: %w", n, off, err)
