@@ -31,11 +31,17 @@
 // flushes, discards and zeroing may be repeated as long as the guest has not seen
 // them complete: the result is the same.
 //
+// # Who executes
+//
+// Reads and writes that do not have to wait for a device (disk.Prompter) are
+// executed where they are taken; all else goes to a worker of the queue, of which
+// there are up to Options.Depth.
+//
 // # Stopping
 //
 // Serve returns when what executes has ended. So that this does not take long,
 // whatever a guest asked for, a read or write moves in pieces of 64 MiB and
-// is given up between two of them (it is then executed again, as after a restart),
+// is given up between two of them where the queue allows it (it is then executed again, as after a restart),
 // and a request zeroes at most 64 MiB, in one range.
 //
 // The package does not know vhost-user, where the volume comes from, or how

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package virtq is the device side of a virtqueue: the split ring of Virtio 1.2
-// section 2.7, with indirect descriptors and event index.
+// section 2.7 and the packed ring of section 2.8, both with indirect descriptors
+// and event suppression.
 //
 //	        driver writes                         device writes
 //	┌────────────┐  ┌──────────────────┐   ┌──────────────────────┐
@@ -14,21 +15,34 @@
 //	          used ≤ completed ≤ … ≤ next ≤ avail.idx   (modulo 2^16)
 //	                └─ taken, in flight ─┘└ waiting ┘
 //
+// Queue holds what both formats share; layout is what they differ in: split and
+// packed, which has a picture of its own.
+//
 // # Order
 //
-// Requests may be worked on in parallel and may finish in any order, but they
-// are published in ring order. Hence used.idx..avail.idx in guest memory is, at
-// any moment and also after the process is killed, exactly the set of requests
-// that the driver has not seen completed. A Queue resumes from there: requests
-// must be idempotent while they are outstanding, as those of a disk are.
+// Requests may be worked on in parallel and may finish in any order, but without
+// an in-flight region they are published in ring order. Hence used.idx..avail.idx in
+// guest memory is, at any moment and also after the process is killed, exactly the
+// set of requests that the driver has not seen completed. A Queue resumes from there:
+// requests must be idempotent while they are outstanding, as those of a disk are.
+//
+// With an in-flight region (see inflight.go) a split queue publishes requests as
+// they finish, and resumes from what the region says is in flight. A packed ring does not
+// tell where the device was, so it resumes after a kill only with a region, which
+// keeps its position; it stays in ring order.
 //
 // # Who owns what
 //
-// Any number of goroutines may call Take and Complete. The next index, the
-// avail_event field and the waiting for kicks belong to the one inside Take
-// (takeMu): it waits on behalf of all, and the next one follows when it leaves
-// with a request. The used ring belongs to whoever holds usedMu. Run is the
-// usual way to have a bounded set of workers do both.
+// Serve has one taker: it takes requests in batches, executes those that do not
+// have to wait, and lends the others to workers. The next index and the waiting for
+// kicks belong to whoever is inside Take (takeMu), the used ring to whoever holds
+// usedMu. Any number of goroutines may call Take and Complete.
+//
+// # Polling
+//
+// Before it sleeps, a taker looks at the ring for a while (see poller), and asks
+// the driver for no kicks meanwhile. With workers busy it does not: they want the
+// processor.
 //
 // # A hostile driver
 //
@@ -42,8 +56,8 @@
 //
 // Go has no 16-bit atomics, so indices are accessed through the aligned 32-bit
 // word that holds them: loads take the whole word, stores of used.idx write
-// it together with the flags (ours, always 0), and avail_event, whose other half may belong
-// to somebody else, is exchanged by compare-and-swap. Go's atomics are sequentially
+// it together with the flags where these are always 0, and what shares its word with a
+// field of somebody else is exchanged by compare-and-swap. Go's atomics are sequentially
 // consistent on every architecture, which gives the two orders that the ring needs:
 // release of used elements before used.idx, and store-before-load between
 // arming the notification and looking again (and between used.idx and used_event).
