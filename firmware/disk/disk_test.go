@@ -190,6 +190,52 @@ func TestSizes(t *testing.T) {
 	}
 }
 
+// A volume grows with its file, and never shrinks.
+func TestGrow(t *testing.T) {
+	t.Parallel()
+	for _, readOnly := range []bool{false, true} {
+		path := tempFile(t, testSize)
+		v, err := openPath(path, os.O_RDWR, readOnly)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b := make([]byte, 512)
+		for _, tt := range []struct {
+			file int64
+			want int64
+			err  error // nil: any
+			ok   bool
+		}{
+			{testSize, testSize, nil, true},
+			{2 * testSize, 2 * testSize, nil, true},
+			{2*testSize + 1, 2 * testSize, nil, false},
+			{testSize, 2 * testSize, ErrShrunk, false},
+			{0, 2 * testSize, nil, false},
+			{2*testSize + 512, 2*testSize + 512, nil, true},
+		} {
+			if err := os.Truncate(path, tt.file); err != nil {
+				t.Fatal(err)
+			}
+			size, err := v.Grow()
+			if (err == nil) != tt.ok || tt.err != nil && !errors.Is(err, tt.err) || err != nil && size != 0 {
+				t.Errorf("file of %d bytes: got %d, %v", tt.file, size, err)
+			}
+			if got := v.Info().Size; got != tt.want {
+				t.Errorf("file of %d bytes: size %d, want %d", tt.file, got, tt.want)
+			}
+			if err := v.ReadAt([][]byte{b}, v.Info().Size-512); tt.ok && err != nil {
+				t.Errorf("file of %d bytes: read its end: %v", tt.file, err)
+			}
+		}
+		if err := v.Close(); err != nil {
+			t.Error(err)
+		}
+		if _, err := v.Grow(); !errors.Is(err, ErrClosed) {
+			t.Errorf("after close: got %v", err)
+		}
+	}
+}
+
 // One writer, or many readers.
 func TestLock(t *testing.T) {
 	t.Parallel()

@@ -9,7 +9,8 @@
 //	                                        └─ overlay (OpenOverlay) ─┬─ base: a Volume, read-only
 //	                                                                  └─ store: a Volume, for what was changed
 //
-// A Volume is a fixed number of bytes, a multiple of SectorSize. I/O is
+// A Volume is a number of bytes, a multiple of SectorSize, which may grow (see
+// Growable) but never shrinks. I/O is
 // vectored and goes to or from the caller's buffers directly, which may be
 // guest memory: an implementation must not keep them, and must not rely on their
 // content staying the same while it reads it.

@@ -18,7 +18,10 @@ const maxVector = 1024
 
 // File is a Volume in a raw image file or a block device.
 type File struct {
-	info Info
+	readOnly bool
+
+	growMu sync.Mutex
+	size   atomic.Int64 // stored under growMu
 
 	mu sync.RWMutex // read: I/O, write: Close
 	f  *os.File     // nil after Close; guarded by mu
@@ -77,9 +80,10 @@ func openFile(f *os.File, readOnly bool) (*File, error) {
 		return nil, fmt.Errorf("lock: %w", err)
 	}
 	v := &File{
-		info: Info{Size: size, ReadOnly: readOnly}, f: f, fd: int(f.Fd()),
+		readOnly: readOnly, f: f, fd: int(f.Fd()),
 		sync: unix.Fdatasync, through: flags&unix.O_DSYNC != 0,
 	}
+	v.size.Store(size)
 	var fs unix.Statfs_t
 	if err := unix.Fstatfs(v.fd, &fs); err != nil {
 		return nil, fmt.Errorf("look at the file system: %w", err)
@@ -89,7 +93,30 @@ func openFile(f *os.File, readOnly bool) (*File, error) {
 }
 
 // Info implements Volume.
-func (v *File) Info() Info { return v.info }
+func (v *File) Info() Info { return Info{Size: v.size.Load(), ReadOnly: v.readOnly} }
+
+// Grow implements Growable.
+func (v *File) Grow() (int64, error) {
+	v.growMu.Lock()
+	defer v.growMu.Unlock()
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	if v.f == nil {
+		return 0, ErrClosed
+	}
+	size, err := v.f.Seek(0, io.SeekEnd)
+	if err != nil {
+		return 0, fmt.Errorf("find the volume's size: %w", err)
+	}
+	if err := checkSize(size); err != nil {
+		return 0, err
+	}
+	if was := v.size.Load(); size < was {
+		return 0, fmt.Errorf("volume of %d bytes has become %d: %w", was, size, ErrShrunk)
+	}
+	v.size.Store(size)
+	return size, nil
+}
 
 // ReadAt implements Volume.
 func (v *File) ReadAt(bufs [][]byte, off int64) error {
@@ -98,7 +125,7 @@ func (v *File) ReadAt(bufs [][]byte, off int64) error {
 
 // WriteAt implements Volume.
 func (v *File) WriteAt(bufs [][]byte, off int64) error {
-	if v.info.ReadOnly {
+	if v.readOnly {
 		return ErrReadOnly
 	}
 	return v.transfer("write", unix.Pwritev, bufs, off)
@@ -138,7 +165,7 @@ func (v *File) TryWriteAt(bufs [][]byte, off int64) error {
 
 // transfer moves all of bufs by as few system calls as possible.
 func (v *File) transfer(what string, call func(fd int, bufs [][]byte, off int64) (int, error), bufs [][]byte, off int64) error {
-	if err := checkRange(v.info.Size, off, length(bufs)); err != nil {
+	if err := checkRange(v.size.Load(), off, length(bufs)); err != nil {
 		return err
 	}
 	v.mu.RLock()
@@ -185,7 +212,7 @@ func (v *File) Flush() error {
 	if v.f == nil {
 		return ErrClosed
 	}
-	if v.info.ReadOnly {
+	if v.readOnly {
 		return nil
 	}
 	if lost := v.lost.Load(); lost != nil {
@@ -233,10 +260,10 @@ func (v *File) WriteZeroes(off, n int64, unmap bool) error {
 }
 
 func (v *File) allocate(mode uint32, off, n int64) error {
-	if v.info.ReadOnly {
+	if v.readOnly {
 		return ErrReadOnly
 	}
-	if err := checkRange(v.info.Size, off, uint64(n)); err != nil || n == 0 {
+	if err := checkRange(v.size.Load(), off, uint64(n)); err != nil || n == 0 {
 		return err
 	}
 	v.mu.RLock()
@@ -272,4 +299,5 @@ var (
 	_ Volume   = (*File)(nil)
 	_ Trimmer  = (*File)(nil)
 	_ Prompter = (*File)(nil)
+	_ Growable = (*File)(nil)
 )

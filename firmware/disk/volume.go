@@ -22,11 +22,13 @@ var (
 	ErrNotSupported = errors.New("not supported by the volume")
 	// ErrInUse says that another process has the volume open for writing.
 	ErrInUse = errors.New("volume is in use")
+	// ErrShrunk says that a volume's store has become smaller.
+	ErrShrunk = errors.New("volumes do not shrink")
 )
 
-// Info is what a volume is, constant while it is open.
+// Info is what a volume is, constant while it is open but for a size that grows.
 type Info struct {
-	// Size is in bytes, a multiple of SectorSize.
+	// Size is in bytes, a multiple of SectorSize. It is never less than before.
 	Size int64
 	// ReadOnly volumes refuse WriteAt, Discard and WriteZeroes with ErrReadOnly.
 	ReadOnly bool
@@ -70,6 +72,13 @@ type Trimmer interface {
 	// WriteZeroes makes n bytes from off on read as zero. unmap allows to
 	// give the space back.
 	WriteZeroes(off, n int64, unmap bool) error
+}
+
+// Growable is a Volume whose store may grow while it is open.
+type Growable interface {
+	// Grow takes over the size that the store has now, and returns it. After an
+	// error the volume is as before; ErrShrunk says that its end is gone.
+	Grow() (int64, error)
 }
 
 // checkSize refuses sizes that no volume has.

@@ -3,12 +3,12 @@
 package vcard
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/davit-dpu/davit/firmware/control"
@@ -30,7 +30,9 @@ type device struct {
 	blk      *vblk.Device
 	noise    *slog.Logger
 	listener *net.UnixListener // nil on the bus
-	turn     chan struct{}     // cap 1: held while a session uses blk, and for ever by the removal
+	server   *vhostuser.Server // of blk
+	turn     chan struct{}     // held by each session that uses blk, and as a whole for ever by the removal
+	drains   chan struct{}     // cap 1: held by who takes all turns
 	gone     chan struct{}     // closed after the removal
 
 	// guarded by card.mu:
@@ -38,12 +40,7 @@ type device struct {
 	condition  spec.Condition
 	failure    string // why it failed last; "" again once a queue runs
 	removed    bool
-	session    *session // the newest front end; nil without one
-}
-
-// session is one front end's use of a device.
-type session struct {
-	cancel context.CancelCauseFunc
+	sessions   []*session // front ends, the newest last
 }
 
 // addDevice makes a device. It owns both files; listener is nil on the bus.
@@ -93,9 +90,14 @@ func (c *Card) newDevice(req *control.AddDevice, volume, listener *os.File) (d *
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("%w: %w", control.ErrInvalid, err), vol.Close(), closeListener(ln))
 	}
+	turns := 1 // on the bus the next front end of an instance is the same host's, which has given up the last
+	if ln != nil {
+		turns = vhostuser.MaxSessions
+	}
 	return &device{
-		card: c, req: *req, memory: memoryRange{req.MemoryOffset, req.MemorySize}, volume: vol, blk: blk, noise: noise,
-		listener: ln, turn: make(chan struct{}, 1), gone: make(chan struct{}), generation: req.Generation,
+		server: vhostuser.NewServer(blk),
+		card:   c, req: *req, memory: memoryRange{req.MemoryOffset, req.MemorySize}, volume: vol, blk: blk, noise: noise,
+		listener: ln, turn: make(chan struct{}, turns), drains: make(chan struct{}, 1), gone: make(chan struct{}), generation: req.Generation,
 		condition: spec.Condition{Phase: spec.PhasePending, Reason: "no front end has connected", Since: c.cfg.Now().UTC()},
 	}, nil
 }
@@ -208,14 +210,23 @@ func (c *Card) publishDevice(d *device) {
 // opened is the reason while a session has not started a queue.
 const opened = "a front end has opened it; no queue runs"
 
-// setCondition records a state of the device's newest session; those of a
-// session that was replaced, and all but the removal's after it began, are void.
+// setCondition is update to a state that is known.
 func (d *device) setCondition(of *session, phase spec.Phase, reason string) {
-	reason = control.Text(reason, control.MaxText)
+	d.update(of, func() (spec.Phase, string) { return phase, reason })
+}
+
+// update records a state of the device, for one of its sessions or for none; those of
+// a session that was replaced, and all but the removal's after it began, are void.
+// state is called with card.mu held.
+func (d *device) update(of *session, state func() (spec.Phase, string)) {
 	d.card.mu.Lock()
-	void := of != nil && (d.session != of || d.removed)
+	if of != nil && (!slices.Contains(d.sessions, of) || d.removed) {
+		d.card.mu.Unlock()
+		return
+	}
+	phase, reason := state()
+	reason = control.Text(reason, control.MaxText)
 	switch {
-	case void:
 	case phase == spec.PhaseFailed:
 		d.failure = reason
 	case phase == spec.PhaseReady:
@@ -223,7 +234,7 @@ func (d *device) setCondition(of *session, phase spec.Phase, reason string) {
 	case d.failure != "" && phase != spec.PhaseStopped: // a host that tries again must not hide why
 		reason = control.Text(reason+"; it failed before: "+d.failure, control.MaxText)
 	}
-	if same := d.condition.Phase == phase && d.condition.Reason == reason; void || same {
+	if d.condition.Phase == phase && d.condition.Reason == reason {
 		d.card.mu.Unlock()
 		return
 	}
@@ -232,80 +243,6 @@ func (d *device) setCondition(of *session, phase spec.Phase, reason string) {
 	d.card.mu.Unlock()
 	d.card.server.Publish(control.Event{Device: &st})
 	d.noise.Info("device", "phase", string(phase), "reason", reason)
-}
-
-// serve lets a front end use the device until it goes, ctx ends or another
-// front end comes. It owns conn.
-func (d *device) serve(ctx context.Context, conn vhostuser.Conn, opts vhostuser.Options) {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	me := &session{cancel: cancel}
-	if !d.takeOver(me) {
-		_ = conn.Close()
-		return
-	}
-	select {
-	case d.turn <- struct{}{}:
-	case <-ctx.Done(): // replaced, removed, or the host has gone while the one before still drains
-		_ = conn.Close()
-		d.ended(ctx, me, ctx.Err())
-		return
-	}
-	d.setCondition(me, spec.PhaseStarting, opened)
-	opts.Log = d.noise
-	opts.Changed = func(s vhostuser.Status) { d.observe(me, s) }
-	err := vhostuser.Serve(ctx, conn, d.blk, opts)
-	<-d.turn
-	d.ended(ctx, me, err)
-}
-
-// takeOver makes me the device's session and ends the one before.
-func (d *device) takeOver(me *session) bool {
-	d.card.mu.Lock()
-	defer d.card.mu.Unlock()
-	if d.removed {
-		return false
-	}
-	if d.session != nil {
-		d.session.cancel(errors.New("another front end connected"))
-	}
-	d.session = me
-	return true
-}
-
-// observe translates what vhostuser sees.
-func (d *device) observe(me *session, s vhostuser.Status) {
-	switch {
-	case s.Stopped != nil:
-		d.card.count()
-		d.setCondition(me, spec.PhaseFailed, "the guest broke the virtio protocol: "+s.Stopped.Error())
-	case s.Running > 0:
-		d.setCondition(me, spec.PhaseReady, fmt.Sprintf("a front end runs %d of %d queues", s.Running, d.req.Queues))
-	default:
-		d.setCondition(me, spec.PhaseStarting, opened)
-	}
-}
-
-// ended records why a session is over.
-func (d *device) ended(ctx context.Context, me *session, err error) {
-	var broke *vhostuser.MessageError
-	switch {
-	case errors.As(err, &broke) || errors.Is(err, errViolation):
-		d.card.alert("front end broke the vhost-user protocol", "instance", d.req.Instance, "device", d.req.Name, "err", err)
-		d.setCondition(me, spec.PhaseFailed, "the front end broke the vhost-user protocol: "+err.Error())
-	case err == nil:
-		d.setCondition(me, spec.PhasePending, "the front end disconnected")
-	default:
-		if cause := context.Cause(ctx); cause != nil {
-			err = cause
-		}
-		d.setCondition(me, spec.PhasePending, "the front end is gone: "+err.Error())
-	}
-	d.card.mu.Lock()
-	defer d.card.mu.Unlock()
-	if d.session == me {
-		d.session = nil
-	}
 }
 
 // count counts a violation that is logged elsewhere.

@@ -29,7 +29,7 @@ func TestFrontEndGoesWhileItWaits(t *testing.T) {
 	}
 	defer d.close()
 	old := &session{cancel: func(error) {}}
-	d.takeOver(old)
+	d.enter(old)
 	d.turn <- struct{}{}
 	d.setCondition(old, spec.PhaseReady, "a front end runs 1 of 1 queues")
 	ctx, cancel := context.WithCancel(t.Context())
@@ -37,7 +37,7 @@ func TestFrontEndGoesWhileItWaits(t *testing.T) {
 	d.serve(ctx, closedConn{}, vhostuser.Options{})
 	<-d.turn
 	d.ended(ctx, old, context.Canceled)
-	if d.condition.Phase != spec.PhasePending || d.session != nil {
-		t.Errorf("condition %+v, session %v", d.condition, d.session)
+	if d.condition.Phase != spec.PhasePending || len(d.sessions) != 0 {
+		t.Errorf("condition %+v, sessions %v", d.condition, d.sessions)
 	}
 }

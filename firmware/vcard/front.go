@@ -97,8 +97,8 @@ func (b *busConn) Close() error {
 	return b.ch.Close()
 }
 
-// serveLocal accepts front ends on the device's own socket, one after the
-// other, until the device is removed or the card ends.
+// serveLocal accepts front ends on the device's own socket, each beside the one
+// before it, until the device is removed or the card ends.
 func (d *device) serveLocal() {
 	ctx, cancel := context.WithCancel(d.card.life)
 	defer cancel()

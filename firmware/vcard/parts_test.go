@@ -9,7 +9,6 @@ import (
 	"io"
 	"log/slog"
 	"net"
-	"path/filepath"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -18,8 +17,6 @@ import (
 	"github.com/davit-dpu/davit/firmware/control"
 	"github.com/davit-dpu/davit/firmware/spec"
 	"github.com/davit-dpu/davit/firmware/vcard/vcardtest"
-	"github.com/davit-dpu/davit/firmware/virtio"
-	"github.com/davit-dpu/davit/firmware/virtio/vhostuser/vhostusertest"
 	"github.com/davit-dpu/davit/firmware/virtio/virtq/virtqtest"
 )
 
@@ -34,21 +31,7 @@ func TestLocalFrontEnd(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	sock := filepath.Join(t.TempDir(), "disk.sock")
-	ln, err := net.ListenUnix("unix", &net.UnixAddr{Name: sock, Net: "unix"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ln.Close()
-	lnFile, err := ln.File()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer lnFile.Close()
-	add := control.AddDevice{Instance: "web", Name: "root", Queues: 1, Listen: true}
-	if err := c.AddDevice(r.Context(), add, r.Volume(1<<20), lnFile); err != nil {
-		t.Fatal(err)
-	}
+	sock, unlisten := addLocal(t, r, c)
 	mem, err := virtqtest.NewMemory(1 << 20)
 	if err != nil {
 		t.Fatal(err)
@@ -56,14 +39,7 @@ func TestLocalFrontEnd(t *testing.T) {
 	defer mem.Close()
 	d := vcardtest.NewDisk(mem, 16, 8, 4096)
 	for i := range byte(3) { // connect, use, leave, again
-		conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: sock, Net: "unix"})
-		if err != nil {
-			t.Fatal(err)
-		}
-		f := vhostusertest.New(conn)
-		if err := errors.Join(f.Negotiate(virtio.FeatureVersion1|virtio.FeatureIndirectDesc|virtio.FeatureEventIdx), f.SetMemory(mem)); err != nil {
-			t.Fatal(err)
-		}
+		f := dialLocal(t, sock, mem)
 		q, err := f.StartQueue(0, d.Driver, d.Driver.UsedIdx())
 		if err != nil {
 			t.Fatal(err)
@@ -84,8 +60,7 @@ func TestLocalFrontEnd(t *testing.T) {
 	if err := c.RemoveDevice(r.Context(), "web", "root"); err != nil {
 		t.Fatal(err)
 	}
-	_ = lnFile.Close()
-	_ = ln.Close()
+	unlisten()
 	if conn, err := net.Dial("unix", sock); err == nil {
 		_ = conn.Close()
 		t.Error("the socket of a removed device listens")

@@ -22,24 +22,18 @@ func (c *Card) removeDevice(ctx context.Context, instance, name string) error {
 	return c.remove(ctx, d)
 }
 
-// remove ends the device's session, waits until nothing is in flight, flushes
+// remove ends the device's sessions, waits until nothing is in flight, flushes
 // and closes the volume. If ctx ends while it waits, the device stays without a
 // session and can be removed again.
 func (c *Card) remove(ctx context.Context, d *device) error {
 	c.mu.Lock()
 	d.removed = true
-	if d.session != nil {
-		d.session.cancel(errRemoved)
-	}
+	d.endSessions(errRemoved)
 	c.mu.Unlock()
 	_ = closeListener(d.listener) // a second time when removed again
 	d.setCondition(nil, spec.PhaseStopping, "being removed: completing what is in flight")
-	select {
-	case <-d.gone:
-		return nil
-	case <-ctx.Done():
-		return fmt.Errorf("drain device %s: %w", d.key(), ctx.Err())
-	case d.turn <- struct{}{}: // kept
+	if mine, err := d.drain(ctx); !mine {
+		return err
 	}
 	err := errors.Join(d.volume.Flush(), d.volume.Close())
 	c.mu.Lock()

@@ -132,9 +132,7 @@ func (c *Card) beginStart(order *spec.VMMOrder, l *link) error {
 	for _, d := range c.devices {
 		if d.req.Instance == order.Instance && d.req.Generation == "" && d.listener == nil {
 			d.generation = order.Generation
-			if d.session != nil {
-				d.session.cancel(errors.New("a new start of the instance was ordered"))
-			}
+			d.endSessions(errors.New("a new start of the instance was ordered"))
 		}
 	}
 	c.starting[order.Instance] = r
@@ -160,12 +158,12 @@ func (c *Card) drain(ctx context.Context, instance string) error {
 	}
 	c.mu.Unlock()
 	for _, d := range own {
-		select {
-		case d.turn <- struct{}{}:
-			<-d.turn
-		case <-d.gone:
-		case <-ctx.Done():
-			return fmt.Errorf("drain device %s: %w", d.key(), ctx.Err())
+		mine, err := d.drain(ctx)
+		if err != nil {
+			return err
+		}
+		if mine {
+			d.reopen(cap(d.turn))
 		}
 	}
 	return nil

@@ -15,6 +15,9 @@
 //	                  │ region 1 │──┘
 //	                  └──────────┘
 //
+// A front end that changes its memory region by region gets a new table for each
+// step; the mappings that stay are counted, and the last table unmaps them.
+//
 // Every address and length comes from a guest or a host and is hostile: sums
 // are checked for overflow, regions for overlap, alignment and size, and a
 // file for being as long as the region claims.
@@ -24,6 +27,10 @@
 // touch guest memory therefore run under Guard, which turns such a fault into a
 // *FaultError instead of the end of the process. System calls (preadv, pwritev)
 // on truncated memory return EFAULT and need no guard.
+//
+// A Log tells a front end that migrates its guest which pages were written to
+// meanwhile. It is as hostile as memory: bounded, and guarded against truncation by
+// itself.
 //
 // The package does not know rings, descriptors or protocols.
 package guestmem

@@ -25,7 +25,10 @@ func (e *FaultError) Error() string {
 // program and go on.
 //
 // fn must hold its locks by defer: a fault unwinds it like a panic.
-func (m *Memory) Guard(fn func() error) (err error) {
+func (m *Memory) Guard(fn func() error) error { return guard(m.holds, fn) }
+
+// guard is Guard for what holds says is such memory.
+func guard(holds func(addr uintptr) bool, fn func() error) (err error) {
 	old := debug.SetPanicOnFault(true)
 	defer debug.SetPanicOnFault(old)
 	defer func() {
@@ -34,7 +37,7 @@ func (m *Memory) Guard(fn func() error) (err error) {
 			return
 		}
 		fault, ok := r.(interface{ Addr() uintptr })
-		if !ok || !m.holds(fault.Addr()) {
+		if !ok || !holds(fault.Addr()) {
 			panic(r)
 		}
 		err = &FaultError{Addr: fault.Addr()}

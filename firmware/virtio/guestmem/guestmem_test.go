@@ -134,8 +134,8 @@ func TestNewRefuses(t *testing.T) {
 	released := 0
 	region := func(phys, user, size uint64) Region {
 		r := mapped(t, fd, phys, user, 0, size)
-		unmap := r.release
-		r.release = func() error { released++; return unmap() }
+		unmap := r.mapping.release
+		r.mapping.release = func() error { released++; return unmap() }
 		return r
 	}
 	for name, regions := range map[string][]Region{

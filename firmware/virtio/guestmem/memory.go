@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync/atomic"
 	"unsafe"
 )
 
@@ -33,11 +34,17 @@ type Region struct {
 	UserAddr uint64
 
 	bytes   []byte
+	mapping *mapping
+}
+
+// mapping is what holds the memory of a region for all tables that have it.
+type mapping struct {
+	users   atomic.Int32
 	release func() error
 }
 
 // NewRegion makes a region of mapped memory. release, which may be nil, is
-// called once when the Memory that owns the region is closed. On error the
+// called once, when every Memory that has the region is closed. On error the
 // caller still owns the memory.
 func NewRegion(guestPhys, userAddr uint64, mem []byte, release func() error) (Region, error) {
 	size := uint64(len(mem))
@@ -48,10 +55,12 @@ func NewRegion(guestPhys, userAddr uint64, mem []byte, release func() error) (Re
 		return Region{}, fmt.Errorf("%w: address %#x (user %#x) is not page aligned", ErrRegion, guestPhys, userAddr)
 	case guestPhys+size < guestPhys || userAddr+size < userAddr:
 		return Region{}, fmt.Errorf("%w: address %#x (user %#x) + size %#x overflows", ErrRegion, guestPhys, userAddr, size)
-	case uintptr(unsafe.Pointer(unsafe.SliceData(mem)))%PageSize != 0:
+	case machine(mem)%PageSize != 0:
 		return Region{}, fmt.Errorf("%w: mapping is not page aligned", ErrRegion)
 	}
-	return Region{GuestPhys: guestPhys, UserAddr: userAddr, bytes: mem, release: release}, nil
+	m := &mapping{release: release}
+	m.users.Store(1)
+	return Region{GuestPhys: guestPhys, UserAddr: userAddr, bytes: mem, mapping: m}, nil
 }
 
 // Size is the region's length in bytes.
@@ -59,14 +68,16 @@ func (r Region) Size() uint64 { return uint64(len(r.bytes)) }
 
 // Close releases a region that never became part of a Memory.
 func (r Region) Close() error {
-	if r.release == nil {
+	if r.mapping == nil || r.mapping.users.Add(-1) > 0 || r.mapping.release == nil {
 		return nil
 	}
-	return r.release()
+	return r.mapping.release()
 }
 
 // Memory is a table of regions. It is immutable and safe for concurrent use; a
-// changed table is a new Memory.
+// changed table is a new Memory, made by With or Without, which shares the
+// mappings of the regions that stay. Each is closed on its own: what is mapped
+// stays so until the last table that has it is closed.
 type Memory struct {
 	phys []Region // sorted by GuestPhys
 	user []Region // sorted by UserAddr
@@ -108,6 +119,31 @@ func build(regions []Region) (*Memory, error) {
 		}
 	}
 	return m, nil
+}
+
+// With makes a table of m's regions and one more, which it takes over like New.
+func (m *Memory) With(r Region) (*Memory, error) {
+	return New(append(share(slices.Clone(m.phys)), r))
+}
+
+// Without makes a table of m's regions but one. It fails with ErrUnmapped when
+// there is no region with exactly these addresses and size.
+func (m *Memory) Without(guestPhys, userAddr, size uint64) (*Memory, error) {
+	i := slices.IndexFunc(m.phys, func(r Region) bool {
+		return r.GuestPhys == guestPhys && r.UserAddr == userAddr && r.Size() == size
+	})
+	if i < 0 {
+		return nil, fmt.Errorf("%w: no region at %#x (user %#x) of size %#x", ErrUnmapped, guestPhys, userAddr, size)
+	}
+	return New(share(slices.Concat(m.phys[:i], m.phys[i+1:])))
+}
+
+// share counts another user of each region.
+func share(regions []Region) []Region {
+	for _, r := range regions {
+		r.mapping.users.Add(1)
+	}
+	return regions
 }
 
 // Close releases all regions. Nobody may use the Memory, or a slice of it, any
@@ -203,10 +239,29 @@ func slice(r *Region, guestPhys, n uint64) ([]byte, error) {
 // holds reports whether a machine address lies in one of the mappings.
 func (m *Memory) holds(addr uintptr) bool {
 	for _, r := range m.phys {
-		base := uintptr(unsafe.Pointer(unsafe.SliceData(r.bytes)))
-		if addr >= base && addr-base < uintptr(len(r.bytes)) {
+		if within(r.bytes, addr) {
 			return true
 		}
 	}
 	return false
+}
+
+// Locate is the way back from a slice of the memory, not empty, to its
+// guest-physical address.
+func (m *Memory) Locate(b []byte) (guestPhys uint64, ok bool) {
+	addr := machine(b)
+	for _, r := range m.phys {
+		if within(r.bytes, addr) {
+			return r.GuestPhys + uint64(addr-machine(r.bytes)), true
+		}
+	}
+	return 0, false
+}
+
+func machine(b []byte) uintptr { return uintptr(unsafe.Pointer(unsafe.SliceData(b))) }
+
+// within reports whether a machine address is one of b's.
+func within(b []byte, addr uintptr) bool {
+	base := machine(b)
+	return addr >= base && addr-base < uintptr(len(b))
 }

@@ -109,6 +109,71 @@ func TestConfig(t *testing.T) {
 	}
 }
 
+// A volume that has grown is announced once, and its new part is there.
+func TestGrow(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "volume")
+	if err := os.WriteFile(path, make([]byte, testSize), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	v, err := disk.OpenFile(f, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = v.Close() }()
+	d, err := New(v, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	told := 0
+	stop := d.WatchConfig(func() { told++ })
+	g := newGuest(t, d, 0, allFeatures)
+	for _, tt := range []struct {
+		size   int64
+		want   uint64 // sectors
+		err    error
+		told   int
+		status byte // of a write to the last sector of the largest size
+	}{
+		{testSize, testSectors, nil, 0, statusIOErr},
+		{2 * testSize, 2 * testSectors, nil, 1, statusOK},
+		{2 * testSize, 2 * testSectors, nil, 1, statusOK},
+		{testSize, 2 * testSectors, disk.ErrShrunk, 1, statusOK},
+	} {
+		if err := os.Truncate(path, tt.size); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := d.Grow(); !errors.Is(err, tt.err) {
+			t.Errorf("%d bytes: got %v, want %v", tt.size, err, tt.err)
+		}
+		var c [8]byte
+		if err := d.ReadConfig(c[:], 0); err != nil {
+			t.Fatal(err)
+		}
+		if got := binary.LittleEndian.Uint64(c[:]); got != tt.want || told != tt.told {
+			t.Errorf("%d bytes: capacity %d, told %d times; want %d, %d", tt.size, got, told, tt.want, tt.told)
+		}
+		if status, _, _ := g.request(typeOut, 2*testSectors-1, make([]byte, 512), 0); status != tt.status {
+			t.Errorf("%d bytes: status %d, want %d", tt.size, status, tt.status)
+		}
+	}
+	stop()
+	if err := os.Truncate(path, 3*testSize); err != nil {
+		t.Fatal(err)
+	}
+	if size, err := d.Grow(); size != 3*testSize || err != nil || told != 1 {
+		t.Errorf("grew to %d, %v, told %d times", size, err, told)
+	}
+	fixed, _ := memoryDevice(t, Options{})
+	if _, err := fixed.Grow(); !errors.Is(err, disk.ErrNotSupported) {
+		t.Errorf("a volume in memory: %v", err)
+	}
+}
+
 func FuzzConfig(f *testing.F) {
 	v, err := disk.NewMemory(testSize)
 	if err != nil {

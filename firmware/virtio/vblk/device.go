@@ -40,8 +40,10 @@ type Options struct {
 	Now func() time.Time
 }
 
-// Device is a virtio block device. It implements virtio.Device.
+// Device is a virtio block device. It implements virtio.Device and
+// virtio.ConfigWatcher.
 type Device struct {
+	virtio.ConfigWatch
 	volume  disk.Volume
 	trimmer disk.Trimmer  // nil: no discard, no write-zeroes
 	prompt  disk.Prompter // nil: every access may have to wait
@@ -128,6 +130,26 @@ func (d *Device) features(configWCE bool) virtio.Features {
 // Info implements virtio.Device.
 func (d *Device) Info() virtio.Info { return d.info }
 
+// Grow takes over the size that the volume's store has now, and returns it in
+// bytes: requests may use it, and drivers are told of the new capacity (Virtio 1.2,
+// 5.2.4). A store that has shrunk is an error (disk.ErrShrunk), and so is a volume
+// that cannot grow (disk.ErrNotSupported); the device goes on as before.
+func (d *Device) Grow() (int64, error) {
+	g, ok := d.volume.(disk.Growable)
+	if !ok {
+		return 0, fmt.Errorf("grow block device: %w", disk.ErrNotSupported)
+	}
+	was := d.volume.Info().Size
+	size, err := g.Grow()
+	if err != nil {
+		return 0, fmt.Errorf("grow block device: %w", err)
+	}
+	if size != was {
+		d.ConfigChanged()
+	}
+	return size, nil
+}
+
 // Stats returns the counters of each queue.
 func (d *Device) Stats() []Stats {
 	all := make([]Stats, len(d.stats))
@@ -148,4 +170,7 @@ func (d *Device) Serve(ctx context.Context, q virtio.Queue) error {
 	return q.Serve(ctx, service)
 }
 
-var _ virtio.Device = (*Device)(nil)
+var (
+	_ virtio.Device        = (*Device)(nil)
+	_ virtio.ConfigWatcher = (*Device)(nil)
+)

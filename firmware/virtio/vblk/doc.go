@@ -37,6 +37,11 @@
 // executed where they are taken; all else goes to a worker of the queue, of which
 // there are up to Options.Depth.
 //
+// # Growing
+//
+// Grow makes room that the volume's store got usable while drivers run, and tells
+// them. Nothing shrinks: a driver has no way to give up what it uses.
+//
 // # Stopping
 //
 // Serve returns when what executes has ended. So that this does not take long,

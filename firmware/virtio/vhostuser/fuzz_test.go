@@ -46,7 +46,16 @@ func (c *scriptConn) ReadMessage() (vhostuser.Message, error) {
 				}
 			}
 		}
-	case vhostuser.SetVringKick, vhostuser.SetVringCall, vhostuser.SetVringErr:
+	case vhostuser.AddMemReg, vhostuser.RemMemReg, vhostuser.SetLogBase:
+		if fd, err := unix.FcntlInt(uintptr(c.mem.FD()), unix.F_DUPFD_CLOEXEC, 0); err == nil {
+			m.FDs = append(m.FDs, fd)
+		}
+	case vhostuser.SetBackendFD:
+		if fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0); err == nil {
+			_ = unix.Close(fds[0])
+			m.FDs = fds[1:]
+		}
+	case vhostuser.SetVringKick, vhostuser.SetVringCall, vhostuser.SetVringErr, vhostuser.SetLogFD:
 		if fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC); err == nil {
 			m.FDs = []int{fd}
 		}
@@ -75,9 +84,10 @@ func FuzzSession(f *testing.F) {
 	f.Cleanup(func() { _ = mem.Close() })
 	d := virtqtest.New(mem, 16, virtqtest.Options{})
 	var seed []byte
+	high := vhostuser.MemRegion{GuestPhys: 32 << 10, UserAddr: 32 << 10, Offset: 32 << 10, Size: 32 << 10}
 	for _, m := range []vhostuser.Message{
 		{Request: vhostuser.GetFeatures},
-		{Request: vhostuser.SetProtocolFeatures, Payload: vhostusertest.U64(0x209)},
+		{Request: vhostuser.SetProtocolFeatures, Payload: vhostusertest.U64(0x209 | extra)},
 		{Request: vhostuser.GetConfig, Payload: vhostusertest.Config(0, make([]byte, 8))},
 		{Request: vhostuser.SetConfig, Payload: vhostusertest.Config(4, make([]byte, 1))},
 		{Request: vhostuser.SetFeatures, Payload: vhostusertest.U64(1<<32 | 1<<30 | 1<<29 | 1<<28)},
@@ -90,7 +100,22 @@ func FuzzSession(f *testing.F) {
 		{Request: vhostuser.SetVringCall, Payload: vhostusertest.U64(0)},
 		{Request: vhostuser.SetVringEnable, Payload: vhostusertest.State(0, 1)},
 		{Request: vhostuser.SetMemTable, Payload: vhostusertest.MemTable(vhostuser.MemRegion{Size: 32 << 10})},
+		{Request: vhostuser.SetBackendFD},
+		{Request: vhostuser.SetLogFD},
+		{Request: vhostuser.SetLogBase, Payload: vhostusertest.LogBase(8, 0)},
+		{Request: vhostuser.SetFeatures, Payload: vhostusertest.U64(1<<32 | 1<<30 | 1<<29 | 1<<28 | 1<<26)},
+		{Request: vhostuser.SetVringAddr, Payload: vhostusertest.LoggedAddr(0, d)},
+		{Request: vhostuser.SetLogBase, Payload: vhostusertest.LogBase(4096, 4096)},
+		{Request: vhostuser.GetMaxMemSlots},
+		{Request: vhostuser.AddMemReg, Payload: vhostusertest.OneRegion(high)},
+		{Request: vhostuser.RemMemReg, Payload: vhostusertest.OneRegion(vhostuser.MemRegion{Size: 32 << 10})},
+		{Request: vhostuser.AddMemReg, Payload: vhostusertest.OneRegion(vhostuser.MemRegion{Size: 32 << 10})},
+		{Request: vhostuser.RemMemReg, Payload: vhostusertest.OneRegion(high)},
+		{Request: vhostuser.GetStatus},
+		{Request: vhostuser.SetStatus, Payload: vhostusertest.U64(15)},
 		{Request: vhostuser.GetVringBase, Payload: vhostusertest.State(0, 0)},
+		{Request: vhostuser.SetStatus, Payload: vhostusertest.U64(0)},
+		{Request: vhostuser.ResetDevice},
 	} {
 		m.Flags = 1
 		seed = vhostuser.AppendMessage(seed, m)

@@ -6,7 +6,6 @@ import (
 	"encoding/binary"
 
 	"github.com/davit-dpu/davit/firmware/virtio"
-	"github.com/davit-dpu/davit/firmware/virtio/guestmem"
 )
 
 // answer is what a request gets back.
@@ -58,13 +57,18 @@ func (s *session) execute(m *Message) (answer, error) {
 	if len(m.FDs) > 0 && !takesFDs(m.Request) {
 		return answer{}, m.errorf("%d unexpected file descriptors", len(m.FDs))
 	}
+	if need := needed[m.Request]; s.protocol&need != need {
+		return answer{}, m.errorf("needs protocol feature %#x, which was not negotiated", need)
+	}
 	switch m.Request {
 	case GetFeatures:
-		return s.get(m, uint64(s.offered()))
+		return s.get(m, uint64(s.offeredFeatures()))
 	case GetProtocolFeatures:
-		return s.get(m, s.offeredProtocol())
+		return s.get(m, s.offered())
 	case GetQueueNum:
 		return s.get(m, uint64(s.info.Queues))
+	case GetMaxMemSlots:
+		return s.get(m, MaxMemSlots)
 	case SetOwner, ResetOwner:
 		// One connection is one owner; RESET_OWNER is deprecated and ignored.
 		return answer{}, m.checkEmpty()
@@ -74,6 +78,22 @@ func (s *session) execute(m *Message) (answer, error) {
 		return answer{}, s.setProtocolFeatures(m)
 	case SetMemTable:
 		return answer{}, s.setMemTable(m)
+	case SetLogBase:
+		return s.setLogBase(m)
+	case SetLogFD:
+		return answer{}, s.setLogFD(m)
+	case AddMemReg:
+		return answer{}, s.addMemReg(m)
+	case RemMemReg:
+		return answer{}, s.remMemReg(m)
+	case ResetDevice:
+		return answer{}, s.resetDevice(m)
+	case SetStatus:
+		return answer{}, s.setStatus(m)
+	case GetStatus:
+		return s.get(m, s.deviceStatus())
+	case SetBackendFD:
+		return answer{}, s.setBackendFD(m)
 	case GetConfig:
 		return s.getConfig(m)
 	case SetConfig:
@@ -88,7 +108,41 @@ func (s *session) execute(m *Message) (answer, error) {
 }
 
 func takesFDs(r Request) bool {
-	return r == SetMemTable || r == SetVringKick || r == SetVringCall || r == SetVringErr || r == SetInflightFD
+	switch r {
+	case SetMemTable, SetLogBase, SetLogFD, AddMemReg, RemMemReg, SetBackendFD, SetInflightFD, SetVringKick, SetVringCall, SetVringErr:
+		return true
+	}
+	return false
+}
+
+// needed are the protocol features without which a request must not come.
+var needed = map[Request]uint64{
+	SetLogBase: ProtocolLog, SetLogFD: ProtocolLog,
+	GetConfig: ProtocolConfig, SetConfig: ProtocolConfig, SetBackendFD: ProtocolBackend,
+	GetInflightFD: ProtocolInflight, SetInflightFD: ProtocolInflight,
+	ResetDevice: ProtocolReset, SetStatus: ProtocolStatus, GetStatus: ProtocolStatus,
+	GetMaxMemSlots: ProtocolMemSlots, AddMemReg: ProtocolMemSlots, RemMemReg: ProtocolMemSlots,
+}
+
+// offeredFeatures are the features of this session.
+func (s *session) offeredFeatures() virtio.Features {
+	f := s.info.Features | ringFeatures
+	if s.conn.PassesFDs() {
+		f |= localFeatures
+	}
+	return f
+}
+
+// offered are the protocol features of this session.
+func (s *session) offered() uint64 {
+	f := protocolFeatures
+	if _, ok := s.device.(virtio.ConfigWatcher); !ok {
+		f &^= ProtocolBackend
+	}
+	if !s.conn.PassesFDs() {
+		f &^= fdFeatures
+	}
+	return f
 }
 
 func (m Message) checkEmpty() error {
@@ -111,13 +165,17 @@ func (s *session) setFeatures(m *Message) error {
 		return err
 	}
 	f := virtio.Features(v)
-	if extra := f &^ s.offered(); extra != 0 {
+	if extra := f &^ s.offeredFeatures(); extra != 0 {
 		return m.errorf("features %#x were not offered", uint64(extra))
 	}
+	changed := f ^ s.features
 	for i := range s.rings {
-		if s.rings[i].started && f != s.features {
+		if s.rings[i].started && changed&^FeatureLogAll != 0 {
 			return m.errorf("features change while ring %d is started", i)
 		}
+	}
+	if changed.Has(FeatureLogAll) {
+		s.haltAll() // they go on with what they are to log
 	}
 	s.features = f
 	for i := range s.rings {
@@ -125,8 +183,7 @@ func (s *session) setFeatures(m *Message) error {
 			s.rings[i].enabled = true // there is no message to enable it
 		}
 	}
-	s.publish()
-	return nil
+	return s.updateAll(m)
 }
 
 func (s *session) setProtocolFeatures(m *Message) error {
@@ -134,71 +191,11 @@ func (s *session) setProtocolFeatures(m *Message) error {
 	if err != nil {
 		return err
 	}
-	if extra := v &^ s.offeredProtocol(); extra != 0 {
+	if extra := v &^ s.offered(); extra != 0 {
 		return m.errorf("protocol features %#x were not offered", extra)
 	}
 	s.protocol = v
 	return nil
-}
-
-// setMemTable replaces the memory table. Rings in use are drained, and go on
-// with the new table.
-func (s *session) setMemTable(m *Message) error {
-	table, err := m.memTable()
-	if err != nil {
-		return err
-	}
-	mem, err := s.mapAll(m, table)
-	if err != nil {
-		return err
-	}
-	for i := range s.rings {
-		s.rings[i].cancelRun()
-	}
-	for i := range s.rings {
-		s.halt(&s.rings[i])
-	}
-	old := s.mem
-	s.mem = mem
-	if old != nil {
-		if err := old.Close(); err != nil {
-			return m.wrap("release the old memory table", err)
-		}
-	}
-	for i := range s.rings {
-		if err := s.update(&s.rings[i]); err != nil {
-			return m.wrap("go on with the new memory table", err)
-		}
-	}
-	s.publish()
-	return nil
-}
-
-// mapAll maps all regions or none.
-func (s *session) mapAll(m *Message, table []MemRegion) (*guestmem.Memory, error) {
-	if len(m.FDs) != 0 && len(m.FDs) != len(table) {
-		return nil, m.errorf("%d file descriptors for %d regions", len(m.FDs), len(table))
-	}
-	regions := make([]guestmem.Region, 0, len(table))
-	for i, entry := range table {
-		fd := NoFD
-		if len(m.FDs) != 0 {
-			fd = m.FDs[i]
-		}
-		r, err := s.opts.Mapper.Map(entry, fd)
-		if err != nil {
-			for _, r := range regions {
-				_ = r.Close()
-			}
-			return nil, m.wrap("map region", err)
-		}
-		regions = append(regions, r)
-	}
-	mem, err := guestmem.New(regions)
-	if err != nil {
-		return nil, m.wrap("memory table", err)
-	}
-	return mem, nil
 }
 
 // getConfig answers with an empty payload for what can not be read.
@@ -206,9 +203,6 @@ func (s *session) getConfig(m *Message) (answer, error) {
 	c, err := m.configAccess()
 	if err != nil {
 		return answer{}, err
-	}
-	if s.protocol&ProtocolConfig == 0 {
-		return answer{}, m.errorf("CONFIG was not negotiated")
 	}
 	reply := make([]byte, len(m.Payload))
 	copy(reply, m.Payload[:configHdrSize])
@@ -223,9 +217,6 @@ func (s *session) setConfig(m *Message) (answer, error) {
 	c, err := m.configAccess()
 	if err != nil {
 		return answer{}, err
-	}
-	if s.protocol&ProtocolConfig == 0 {
-		return answer{}, m.errorf("CONFIG was not negotiated")
 	}
 	if c.flags != 0 {
 		// restoring read-only fields after a migration: ours do not travel

@@ -89,14 +89,17 @@ func (s *session) setVringAddr(m *Message) error {
 	if err != nil {
 		return err
 	}
-	if a.flags != 0 {
-		return m.errorf("flags %#x: logging was not offered", a.flags)
+	if a.flags&^vringLog != 0 || a.flags != 0 && !s.conn.PassesFDs() {
+		return m.errorf("flags %#x were not offered", a.flags)
 	}
-	if r.started && a != r.addr {
+	if r.started && a.withoutLog() != r.addr.withoutLog() {
 		return m.errorf("ring %d is started", a.index)
 	}
+	if a != r.addr {
+		s.halt(r) // it goes on with what it is to log
+	}
 	r.addr, r.hasAddr = a, true
-	return nil
+	return s.updateAll(m)
 }
 
 // getVringBase stops a ring. When the last one is stopped, so is the trouble of
@@ -111,9 +114,10 @@ func (s *session) getVringBase(m *Message) (answer, error) {
 		return answer{}, err
 	}
 	s.halt(r)
-	r.started = false
+	r.started, r.waiting = false, false
 	r.closeKick()
 	s.recover()
+	s.settle()
 	s.publish()
 	p := binary.LittleEndian.AppendUint32(nil, v.index)
 	return answer{payload: binary.LittleEndian.AppendUint32(p, uint32(r.base))}, nil

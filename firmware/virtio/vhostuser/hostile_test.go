@@ -20,6 +20,7 @@ import (
 func TestBadMessages(t *testing.T) {
 	t.Parallel()
 	state, u64, table := vhostusertest.State, vhostusertest.U64, vhostusertest.MemTable
+	one, logBase := vhostusertest.OneRegion, vhostusertest.LogBase
 	region := vhostuser.MemRegion{Size: 1 << 20}
 	addr := func(index, flags int) []byte {
 		return append(state(index, flags), make([]byte, 32)...)
@@ -32,12 +33,11 @@ func TestBadMessages(t *testing.T) {
 		want    string
 	}{
 		{"unknown request", 99, nil, 0, "not supported"},
-		{"log base", 6, make([]byte, 16), 0, "not supported"},
 		{"inflight of no queues", vhostuser.GetInflightFD, make([]byte, 20), 0, "0 queues of 2"},
 		{"inflight without a file", vhostuser.SetInflightFD, vhostusertest.Inflight(4096, 1, 16), 0, "0 file descriptors"},
 		{"features not offered", vhostuser.SetFeatures, u64(1 << 33), 0, "not offered"},
 		{"features short", vhostuser.SetFeatures, u64(1)[:7], 0, "7 bytes"},
-		{"protocol features", vhostuser.SetProtocolFeatures, u64(1 << 1), 0, "not offered"},
+		{"protocol features", vhostuser.SetProtocolFeatures, u64(1 << 2), 0, "not offered"},
 		{"owner with payload", vhostuser.SetOwner, u64(0), 0, "want none"},
 		{"descriptor where none belongs", vhostuser.SetOwner, nil, 1, "unexpected file"},
 		{"table short", vhostuser.SetMemTable, u64(1), 1, "1 regions in 8"},
@@ -55,6 +55,37 @@ func TestBadMessages(t *testing.T) {
 		{"region address overflow", vhostuser.SetMemTable, table(vhostuser.MemRegion{Size: 8192, GuestPhys: ^uint64(4095)}), 1, "overflow"},
 		{"regions overlap", vhostuser.SetMemTable, table(region, vhostuser.MemRegion{Size: 4096, GuestPhys: 4096, UserAddr: 1 << 30}), 2, "overlap"},
 		{"user addresses overlap", vhostuser.SetMemTable, table(region, vhostuser.MemRegion{Size: 4096, GuestPhys: 1 << 30}), 2, "overlap"},
+		{"slots with payload", vhostuser.GetMaxMemSlots, u64(0), 0, "want none"},
+		{"added region short", vhostuser.AddMemReg, one(region)[:32], 1, "payload of 32"},
+		{"added region long", vhostuser.AddMemReg, append(one(region), 0), 1, "payload of 41"},
+		{"added region without descriptor", vhostuser.AddMemReg, one(region), 0, "descriptor is missing"},
+		{"added region with two descriptors", vhostuser.AddMemReg, one(region), 2, "2 file descriptors for 1"},
+		{"added region larger than file", vhostuser.AddMemReg, one(vhostuser.MemRegion{Size: 2 << 20}), 1, "file has"},
+		{"added region empty", vhostuser.AddMemReg, one(vhostuser.MemRegion{}), 1, "size"},
+		{"removed region short", vhostuser.RemMemReg, nil, 0, "payload of 0"},
+		{"removed region of no memory", vhostuser.RemMemReg, one(region), 0, "no memory"},
+		{"removed region with two descriptors", vhostuser.RemMemReg, one(region), 2, "2 file descriptors"},
+		{"back-end channel with payload", vhostuser.SetBackendFD, u64(0), 1, "want none"},
+		{"back-end channel without descriptor", vhostuser.SetBackendFD, nil, 0, "0 file descriptors"},
+		{"back-end channel with two", vhostuser.SetBackendFD, nil, 2, "2 file descriptors"},
+		{"back-end channel that is a file", vhostuser.SetBackendFD, nil, 1, "not a socket"},
+		{"reset with payload", vhostuser.ResetDevice, u64(0), 0, "want none"},
+		{"status short", vhostuser.SetStatus, []byte{1}, 0, "payload of 1"},
+		{"status with unknown bits", vhostuser.SetStatus, u64(1 << 5), 0, "unknown bits"},
+		{"status of 64 bits", vhostuser.SetStatus, u64(1 << 40), 0, "unknown bits"},
+		{"status with payload", vhostuser.GetStatus, u64(0), 0, "want none"},
+		{"log short", vhostuser.SetLogBase, u64(8), 1, "payload of 8"},
+		{"log without descriptor", vhostuser.SetLogBase, logBase(8, 0), 0, "0 file descriptors"},
+		{"log with two", vhostuser.SetLogBase, logBase(8, 0), 2, "2 file descriptors"},
+		{"log empty", vhostuser.SetLogBase, logBase(0, 0), 1, "size 0x0"},
+		{"log of half a word", vhostuser.SetLogBase, logBase(12, 0), 1, "size 0xc"},
+		{"log huge", vhostuser.SetLogBase, logBase(1<<40, 0), 1, "size 0x10000000000"},
+		{"log larger than file", vhostuser.SetLogBase, logBase(2<<20, 0), 1, "file has"},
+		{"log offset overflow", vhostuser.SetLogBase, logBase(4096, ^uint64(4095)), 1, "file range"},
+		{"log offset not aligned", vhostuser.SetLogBase, logBase(8, 8), 1, "file range"},
+		{"log event with payload", vhostuser.SetLogFD, u64(0), 1, "want none"},
+		{"log event without descriptor", vhostuser.SetLogFD, nil, 0, "0 file descriptors"},
+		{"log event that is a file", vhostuser.SetLogFD, nil, 1, "no eventfd"},
 		{"size of no queue", vhostuser.SetVringNum, state(2, 16), 0, "queue 2 of 2"},
 		{"size 0", vhostuser.SetVringNum, state(0, 0), 0, "power of two"},
 		{"size 3", vhostuser.SetVringNum, state(0, 3), 0, "power of two"},
@@ -63,7 +94,7 @@ func TestBadMessages(t *testing.T) {
 		{"base too large", vhostuser.SetVringBase, state(0, 0x10000), 0, "16 bits"},
 		{"base of no queue", vhostuser.GetVringBase, state(1<<30, 0), 0, "queue"},
 		{"address short", vhostuser.SetVringAddr, state(0, 0), 0, "want 40"},
-		{"address with log", vhostuser.SetVringAddr, addr(0, 1), 0, "logging"},
+		{"address with unknown flag", vhostuser.SetVringAddr, addr(0, 2), 0, "flags"},
 		{"address of no queue", vhostuser.SetVringAddr, addr(7, 0), 0, "queue 7"},
 		{"kick before set-up", vhostuser.SetVringKick, u64(0), 1, "open kick"},
 		{"kick without descriptor", vhostuser.SetVringKick, u64(0), 0, "missing"},
@@ -83,6 +114,7 @@ func TestBadMessages(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			s := open(t)
+			s.front.Extra = extra
 			s.must(s.front.Negotiate(ringFeatures))
 			var fds []int
 			for range tt.fds {
@@ -99,6 +131,10 @@ func TestBadMessages(t *testing.T) {
 		})
 	}
 }
+
+// extra are the protocol features that have messages to send wrongly.
+const extra = vhostuser.ProtocolInflight | vhostuser.ProtocolMemSlots | vhostuser.ProtocolBackend | vhostuser.ProtocolStatus | vhostuser.ProtocolReset |
+	vhostuser.ProtocolLog
 
 // Order matters: rings start when everything is there, and don't change then.
 func TestBadOrder(t *testing.T) {
@@ -147,6 +183,27 @@ func TestBadOrder(t *testing.T) {
 			s.start(0)
 			return s.front.Do(vhostuser.SetVringAddr, vhostusertest.Addr(0, ring(s)))
 		}, "is started"},
+		{"region that overlaps", func(s *session) error {
+			s.must(s.front.AddRegion(s.mem, 0, 8192))
+			return s.front.AddRegion(s.mem, 4096, 8192)
+		}, "overlap"},
+		{"region of another size", func(s *session) error {
+			s.must(s.front.AddRegion(s.mem, 0, 8192))
+			return s.front.RemoveRegion(0, 4096)
+		}, "no region at"},
+		{"region removed twice", func(s *session) error {
+			s.must(s.front.AddRegion(s.mem, 0, 8192))
+			s.must(s.front.RemoveRegion(0, 8192))
+			return s.front.RemoveRegion(0, 8192)
+		}, "no region at"},
+		{"one region more than slots", func(s *session) error {
+			for i := range uint64(vhostuser.MaxMemSlots) {
+				at := vhostuser.MemRegion{GuestPhys: i << 12, UserAddr: i << 12, Size: 4096}
+				s.must(s.front.Do(vhostuser.AddMemReg, vhostusertest.OneRegion(at), s.mem.FD()))
+			}
+			at := vhostuser.MemRegion{GuestPhys: 1 << 30, UserAddr: 1 << 30, Size: 4096}
+			return s.front.Do(vhostuser.AddMemReg, vhostusertest.OneRegion(at), s.mem.FD())
+		}, "513 regions"},
 		{"features while started", func(s *session) error {
 			s.must(s.front.SetMemory(s.mem))
 			s.start(0)
@@ -157,6 +214,7 @@ func TestBadOrder(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			s := open(t)
+			s.front.Extra = extra
 			s.must(s.front.Negotiate(ringFeatures))
 			if err := tt.do(s); err == nil {
 				t.Error("accepted")
@@ -165,6 +223,24 @@ func TestBadOrder(t *testing.T) {
 				t.Errorf("got %v, want a reason with %q", err, tt.want)
 			}
 		})
+	}
+}
+
+// A message of a protocol feature that was not negotiated ends the session.
+func TestNotNegotiated(t *testing.T) {
+	t.Parallel()
+	for _, request := range []vhostuser.Request{
+		vhostuser.GetMaxMemSlots, vhostuser.AddMemReg, vhostuser.RemMemReg, vhostuser.SetBackendFD,
+		vhostuser.SetLogBase, vhostuser.SetLogFD, vhostuser.ResetDevice, vhostuser.SetStatus, vhostuser.GetStatus,
+	} {
+		s := open(t)
+		s.must(s.front.Negotiate(ringFeatures))
+		if err := s.front.Do(request, nil); err == nil {
+			t.Errorf("request %d was accepted", request)
+		}
+		if err := <-s.result; err == nil || !strings.Contains(err.Error(), "not negotiated") {
+			t.Errorf("request %d: got %v", request, err)
+		}
 	}
 }
 

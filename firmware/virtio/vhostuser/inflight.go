@@ -84,9 +84,6 @@ func (d inflightDesc) check(m *Message, queues int) (int, error) {
 // getInflightFD makes a region without requests in flight, for the front end to
 // keep.
 func (s *session) getInflightFD(m *Message) (answer, error) {
-	if s.protocol&ProtocolInflight == 0 {
-		return answer{}, m.errorf("INFLIGHT_SHMFD was not negotiated")
-	}
 	d, err := m.inflightDesc()
 	if err != nil {
 		return answer{}, err
@@ -124,9 +121,6 @@ func newInflight(size uint64) (int, error) {
 // setInflightFD takes the region that the front end kept. It comes before the rings
 // are started.
 func (s *session) setInflightFD(m *Message) error {
-	if s.protocol&ProtocolInflight == 0 {
-		return m.errorf("INFLIGHT_SHMFD was not negotiated")
-	}
 	d, err := m.inflightDesc()
 	if err != nil {
 		return err

@@ -58,6 +58,7 @@ func TestInflight(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		front.Extra = vhostuser.ProtocolInflight
 		result := make(chan error, 1)
 		go func() { result <- vhostuser.Serve(context.Background(), conn, device, vhostuser.Options{}) }()
 		steps := []func() error{
@@ -144,6 +145,7 @@ func TestBadInflight(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			s := open(t)
+			s.front.Extra = vhostuser.ProtocolInflight
 			s.attach()
 			fd := file(t, tt.length, tt.seals)
 			defer unix.Close(fd)

@@ -7,6 +7,7 @@ import (
 	"fmt"
 
 	"github.com/davit-dpu/davit/firmware/virtio"
+	"github.com/davit-dpu/davit/firmware/virtio/guestmem"
 )
 
 // Request is the type of a message (vhost-user, "Front-end message types").
@@ -19,6 +20,8 @@ const (
 	SetOwner            Request = 3
 	ResetOwner          Request = 4
 	SetMemTable         Request = 5
+	SetLogBase          Request = 6
+	SetLogFD            Request = 7
 	SetVringNum         Request = 8
 	SetVringAddr        Request = 9
 	SetVringBase        Request = 10
@@ -30,21 +33,41 @@ const (
 	SetProtocolFeatures Request = 16
 	GetQueueNum         Request = 17
 	SetVringEnable      Request = 18
+	SetBackendFD        Request = 21 // SET_BACKEND_REQ_FD
 	GetConfig           Request = 24
 	SetConfig           Request = 25
 	GetInflightFD       Request = 31
 	SetInflightFD       Request = 32
+	ResetDevice         Request = 34
+	GetMaxMemSlots      Request = 36
+	AddMemReg           Request = 37
+	RemMemReg           Request = 38
+	SetStatus           Request = 39
+	GetStatus           Request = 40
 )
+
+// BackendConfigChange is the request that this back end sends on its own channel
+// (vhost-user, "Back-end message types": CONFIG_CHANGE_MSG).
+const BackendConfigChange Request = 2
 
 // FeatureProtocolFeatures is the feature bit that announces the protocol features.
 const FeatureProtocolFeatures virtio.Features = 1 << 30
 
+// FeatureLogAll is the feature bit that has writes to guest memory logged
+// (VHOST_F_LOG_ALL). Front ends set and clear it while rings run.
+const FeatureLogAll virtio.Features = 1 << 26
+
 // Protocol feature bits.
 const (
 	ProtocolMQ       uint64 = 1 << 0
+	ProtocolLog      uint64 = 1 << 1 // LOG_SHMFD
 	ProtocolReplyAck uint64 = 1 << 3
+	ProtocolBackend  uint64 = 1 << 5 // BACKEND_REQ
 	ProtocolConfig   uint64 = 1 << 9
 	ProtocolInflight uint64 = 1 << 12
+	ProtocolReset    uint64 = 1 << 13 // RESET_DEVICE
+	ProtocolMemSlots uint64 = 1 << 15 // CONFIGURE_MEM_SLOTS
+	ProtocolStatus   uint64 = 1 << 16
 )
 
 // Message flags.
@@ -65,6 +88,8 @@ const (
 	MaxFDs = 8
 	// MaxRegions is the largest number of regions in a memory table.
 	MaxRegions = 8
+	// MaxMemSlots is the largest number of regions that were added one by one.
+	MaxMemSlots = guestmem.MaxRegions
 )
 
 const (
@@ -72,6 +97,7 @@ const (
 	configHdrSize = 12
 	vringIdxMask  = 0xff
 	vringNoFD     = 1 << 8
+	vringLog      = 1 << 0 // flag of an address: the used ring is logged
 )
 
 // Message is one vhost-user message. Numbers are in the machine's byte order,
@@ -168,10 +194,17 @@ func (m Message) vringState() (vringState, error) {
 	}, nil
 }
 
-// vringAddr is a "vring address description" without the log address.
+// vringAddr is a "vring address description". log is the guest-physical address of
+// the used ring, the others are user addresses.
 type vringAddr struct {
-	index, flags      uint32
-	desc, used, avail uint64
+	index, flags           uint32
+	desc, used, avail, log uint64
+}
+
+// withoutLog is what must not change while the ring is started.
+func (a vringAddr) withoutLog() vringAddr {
+	a.flags, a.log = a.flags&^vringLog, 0
+	return a
 }
 
 func (m Message) vringAddr() (vringAddr, error) {
@@ -184,7 +217,16 @@ func (m Message) vringAddr() (vringAddr, error) {
 		desc:  binary.LittleEndian.Uint64(m.Payload[8:]),
 		used:  binary.LittleEndian.Uint64(m.Payload[16:]),
 		avail: binary.LittleEndian.Uint64(m.Payload[24:]),
+		log:   binary.LittleEndian.Uint64(m.Payload[32:]),
 	}, nil
+}
+
+// logBase parses a "log description".
+func (m Message) logBase() (size, offset uint64, err error) {
+	if len(m.Payload) != 16 {
+		return 0, 0, m.errorf("payload of %d bytes, want 16", len(m.Payload))
+	}
+	return binary.LittleEndian.Uint64(m.Payload), binary.LittleEndian.Uint64(m.Payload[8:]), nil
 }
 
 // MemRegion is one entry of a memory table.
@@ -208,15 +250,27 @@ func (m Message) memTable() ([]MemRegion, error) {
 	}
 	regions := make([]MemRegion, n)
 	for i := range regions {
-		e := p[8+i*regionSize:]
-		regions[i] = MemRegion{
-			GuestPhys: binary.LittleEndian.Uint64(e),
-			Size:      binary.LittleEndian.Uint64(e[8:]),
-			UserAddr:  binary.LittleEndian.Uint64(e[16:]),
-			Offset:    binary.LittleEndian.Uint64(e[24:]),
-		}
+		regions[i] = parseRegion([regionSize]byte(p[8+i*regionSize:]))
 	}
 	return regions, nil
+}
+
+// memRegion parses a "single memory region description", which follows 8 bytes of
+// padding.
+func (m Message) memRegion() (MemRegion, error) {
+	if len(m.Payload) != 8+regionSize {
+		return MemRegion{}, m.errorf("payload of %d bytes, want %d", len(m.Payload), 8+regionSize)
+	}
+	return parseRegion([regionSize]byte(m.Payload[8:])), nil
+}
+
+func parseRegion(e [regionSize]byte) MemRegion {
+	return MemRegion{
+		GuestPhys: binary.LittleEndian.Uint64(e[0:]),
+		Size:      binary.LittleEndian.Uint64(e[8:]),
+		UserAddr:  binary.LittleEndian.Uint64(e[16:]),
+		Offset:    binary.LittleEndian.Uint64(e[24:]),
+	}
 }
 
 // configAccess is a "virtio device config space" description.

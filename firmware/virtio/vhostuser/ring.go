@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 
 	"github.com/davit-dpu/davit/firmware/virtio"
+	"github.com/davit-dpu/davit/firmware/virtio/guestmem"
 	"github.com/davit-dpu/davit/firmware/virtio/virtq"
 )
 
@@ -25,6 +26,7 @@ type ring struct {
 	errCall atomic.Pointer[Call] // also used by the goroutine that stops the device
 	started bool                 // between SET_VRING_KICK and GET_VRING_BASE
 	enabled bool
+	waiting bool // for the rings of another session to stop
 
 	run    *run
 	cancel atomic.Pointer[context.CancelFunc] // of run; also used by who stops the device
@@ -67,6 +69,13 @@ func (r *ring) closeKick() {
 	}
 }
 
+// reset forgets what the driver set up. The ring is halted.
+func (r *ring) reset() {
+	r.closeKick()
+	r.size, r.addr, r.hasAddr, r.base = 0, vringAddr{}, false, 0
+	r.started, r.enabled, r.waiting = false, false, false
+}
+
 func (r *ring) closeNotifiers() {
 	r.closeKick()
 	if r.call != nil {
@@ -79,13 +88,24 @@ func (r *ring) closeNotifiers() {
 // update runs or halts the ring, as its state demands.
 func (s *session) update(r *ring) error {
 	want := r.started && r.enabled && s.stoppedFor() == nil
-	if want && r.run == nil {
+	r.waiting = want && !s.server.acquire(s)
+	switch {
+	case !want:
+		s.halt(r)
+	case r.run == nil && !r.waiting:
 		return s.start(r)
 	}
-	if !want {
-		s.halt(r)
-	}
 	return nil
+}
+
+// settle gives up the turn when no ring is started.
+func (s *session) settle() {
+	for i := range s.rings {
+		if s.rings[i].started {
+			return
+		}
+	}
+	s.server.release(s)
 }
 
 // config is the ring for virtq, as the front end described it.
@@ -106,6 +126,9 @@ func (s *session) config(r *ring) virtq.Config {
 	if r.call != nil {
 		cfg.Call = r.call
 	}
+	if s.logs() {
+		cfg.Log, cfg.LogRing, cfg.LogUsed = s.dirty, r.addr.flags&vringLog != 0, r.addr.log
+	}
 	return cfg
 }
 
@@ -117,6 +140,11 @@ func (s *session) start(r *ring) error {
 		var broken *virtq.ProtocolError
 		if !errors.As(err, &broken) {
 			return err
+		}
+		if s.protocol&ProtocolMemSlots != 0 && errors.Is(err, guestmem.ErrUnmapped) {
+			// Regions that change size go before they come again.
+			s.log.Info("ring waits for its memory", "queue", r.index, "err", err)
+			return nil
 		}
 		s.stopDevice(r.index, err)
 		return nil
@@ -141,6 +169,16 @@ func (s *session) start(r *ring) error {
 	}()
 	s.log.Debug("ring running", "queue", r.index, "size", r.size, "next", q.Position())
 	return nil
+}
+
+// haltAll halts all rings, side by side.
+func (s *session) haltAll() {
+	for i := range s.rings {
+		s.rings[i].cancelRun()
+	}
+	for i := range s.rings {
+		s.halt(&s.rings[i])
+	}
 }
 
 // halt stops serving the ring and waits until all that was taken is completed.

@@ -19,14 +19,16 @@ import (
 const ringFeatures = virtio.FeatureVersion1 | virtio.FeatureIndirectDesc |
 	virtio.FeatureEventIdx | FeatureProtocolFeatures
 
-// localRingFeatures need in-flight regions, and these need file descriptors: where a
-// packed ring is cannot be told from the ring after a back end was lost.
-const localRingFeatures = virtio.FeatureRingPacked
+const protocolFeatures = ProtocolMQ | ProtocolReplyAck | ProtocolConfig |
+	ProtocolStatus | ProtocolReset | fdFeatures
 
-const (
-	protocolFeatures      = ProtocolMQ | ProtocolReplyAck | ProtocolConfig
-	localProtocolFeatures = ProtocolInflight
-)
+// fdFeatures are the protocol features that mean nothing without file descriptors.
+const fdFeatures = ProtocolMemSlots | ProtocolBackend | ProtocolLog | ProtocolInflight
+
+// localFeatures are offered where file descriptors pass: the log is one, and where
+// a packed ring is cannot be told from the ring when a back end was lost, but from
+// the in-flight region.
+const localFeatures = FeatureLogAll | virtio.FeatureRingPacked
 
 // DefaultPoll is about twice what it takes to wake a core that sleeps deeply.
 const DefaultPoll = 50 * time.Microsecond
@@ -40,6 +42,9 @@ type Status struct {
 	Features virtio.Features
 	// Running is the number of rings that are being served.
 	Running int
+	// Waiting is the number of rings that will be when another front end of the
+	// device has stopped its own.
+	Waiting int
 	// Stopped is the reason for which the device is stopped, or nil. It is a
 	// *virtq.ProtocolError when the driver broke the virtio protocol.
 	Stopped error
@@ -61,41 +66,52 @@ type Options struct {
 	Changed func(Status)
 }
 
-// session is the state of one front end's connection. The goroutine in Serve
-// owns all of it but what mu guards.
+// session is the state of one front end's connection.
 type session struct {
 	ctx    context.Context
 	conn   Conn
+	server *Server
 	device virtio.Device
 	info   virtio.Info
 	opts   Options
 	log    *slog.Logger
 
-	features virtio.Features
-	protocol uint64
-	mem      *guestmem.Memory // nil before the first table
-	inflight *inflight        // nil without one
-	rings    []ring
+	// state is held while a message is handled, and when the turn to run rings
+	// comes. It guards all but what mu guards.
+	state sync.Mutex
+	over  bool // nothing may be started any more
+
+	features     virtio.Features
+	protocol     uint64
+	driverStatus uint64           // device status as far as the driver writes it
+	mem          *guestmem.Memory // nil before the first table
+	inflight     *inflight        // nil without one
+	rings        []ring
+	backend      backend
+	dirty        *guestmem.Log // nil before the first base
+	logCall      Call          // or nil
 
 	mu      sync.Mutex
 	stopped error  // guarded by mu: why the device is stopped, or nil
 	status  Status // guarded by mu
 }
 
-// Serve lets the front end at the other end of conn use the device. It returns
-// when everything that was taken from the rings is completed and all memory is
-// unmapped: nil when the front end closed the connection, ctx's error after ctx is done, a
-// *MessageError when the front end broke the protocol. conn is closed then.
-//
-// The device must not be served by another session at the same time.
+// Serve is Server.Serve for a device that has one front end at a time.
 func Serve(ctx context.Context, conn Conn, device virtio.Device, opts Options) error {
-	s, err := newSession(ctx, conn, device, opts)
+	return NewServer(device).Serve(ctx, conn, opts)
+}
+
+func (v *Server) serve(ctx context.Context, conn Conn, opts Options) error {
+	s, err := newSession(ctx, conn, v, opts)
 	if err != nil {
 		return errors.Join(err, conn.Close())
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	s.ctx = ctx
+	if w, ok := v.device.(virtio.ConfigWatcher); ok {
+		defer w.WatchConfig(s.configChanged)()
+	}
 	closed := make(chan struct{})
 	unhook := context.AfterFunc(ctx, func() {
 		defer close(closed)
@@ -112,12 +128,12 @@ func Serve(ctx context.Context, conn Conn, device virtio.Device, opts Options) e
 	return err
 }
 
-func newSession(ctx context.Context, conn Conn, device virtio.Device, opts Options) (*session, error) {
-	info := device.Info()
+func newSession(ctx context.Context, conn Conn, server *Server, opts Options) (*session, error) {
+	info := server.device.Info()
 	if info.Queues < 1 || info.Queues > MaxQueues {
 		return nil, fmt.Errorf("device with %d queues, 1 to %d are possible", info.Queues, MaxQueues)
 	}
-	if bad := info.Features & (ringFeatures | localRingFeatures); bad != 0 {
+	if bad := info.Features & (ringFeatures | localFeatures); bad != 0 {
 		return nil, fmt.Errorf("device offers ring features %#x", uint64(bad))
 	}
 	if opts.Mapper == nil {
@@ -132,28 +148,12 @@ func newSession(ctx context.Context, conn Conn, device virtio.Device, opts Optio
 	if opts.Log == nil {
 		opts.Log = slog.New(slog.DiscardHandler)
 	}
-	s := &session{ctx: ctx, conn: conn, device: device, info: info, opts: opts, log: opts.Log}
+	s := &session{ctx: ctx, conn: conn, server: server, device: server.device, info: info, opts: opts, log: opts.Log}
 	s.rings = make([]ring, info.Queues)
 	for i := range s.rings {
 		s.rings[i].index = i
 	}
 	return s, nil
-}
-
-// offered are the features of device, rings and transport.
-func (s *session) offered() virtio.Features {
-	f := s.info.Features | ringFeatures
-	if s.conn.PassesFDs() {
-		f |= localRingFeatures
-	}
-	return f
-}
-
-func (s *session) offeredProtocol() uint64 {
-	if s.conn.PassesFDs() {
-		return protocolFeatures | localProtocolFeatures
-	}
-	return protocolFeatures
 }
 
 // loop handles messages until the front end goes or errs.
@@ -166,7 +166,9 @@ func (s *session) loop() error {
 		if err != nil {
 			return err
 		}
+		s.state.Lock()
 		err = s.handle(&m)
+		s.state.Unlock()
 		closeAll(m.FDs)
 		if err != nil {
 			return err
@@ -176,12 +178,18 @@ func (s *session) loop() error {
 
 // teardown stops all rings and gives back what the session holds.
 func (s *session) teardown() {
+	s.state.Lock()
+	defer s.state.Unlock()
+	s.over = true
+	s.haltAll()
+	s.server.release(s)
 	for i := range s.rings {
-		s.rings[i].cancelRun()
-	}
-	for i := range s.rings {
-		s.halt(&s.rings[i])
 		s.rings[i].closeNotifiers()
+	}
+	s.backend.close()
+	s.closeLog()
+	if s.logCall != nil {
+		_ = s.logCall.Close()
 	}
 	if s.mem != nil {
 		if err := s.mem.Close(); err != nil {
@@ -210,7 +218,7 @@ func (s *session) stopDevice(queue int, err error) {
 	for i := range s.rings {
 		s.rings[i].fail()
 	}
-	s.status.Stopped, s.status.Running = err, 0
+	s.status.Stopped, s.status.Running, s.status.Waiting = err, 0, 0
 	s.tell()
 }
 
@@ -223,16 +231,19 @@ func (s *session) stoppedFor() error {
 
 // publish tells the observer if something changed.
 func (s *session) publish() {
-	running := 0
+	running, waiting := 0, 0
 	for i := range s.rings {
-		if s.rings[i].run != nil {
+		switch r := &s.rings[i]; {
+		case r.run != nil:
 			running++
+		case r.waiting:
+			waiting++
 		}
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	now := Status{Features: s.features, Running: running, Stopped: s.stopped}
-	if was := s.status; now.Features == was.Features && now.Running == was.Running && (now.Stopped == nil) == (was.Stopped == nil) {
+	now := Status{Features: s.features, Running: running, Waiting: waiting, Stopped: s.stopped}
+	if was := s.status; now.Features == was.Features && now.Running == was.Running && now.Waiting == was.Waiting && (now.Stopped == nil) == (was.Stopped == nil) {
 		return
 	}
 	s.status = now

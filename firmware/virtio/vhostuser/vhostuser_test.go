@@ -21,6 +21,7 @@ import (
 
 // echo is a device of two queues that copies what it can read to what it can write.
 type echo struct {
+	virtio.ConfigWatch
 	mu     sync.Mutex
 	config [16]byte // guarded by mu
 	served int      // guarded by mu: queues being served
@@ -81,26 +82,38 @@ type session struct {
 	status chan vhostuser.Status
 }
 
-func open(t testing.TB) *session {
+func open(t testing.TB) *session { return openDevice(t, &echo{}) }
+
+// openDevice is open for a device that is no echo, or an echo in disguise.
+func openDevice(t testing.TB, device virtio.Device) *session {
+	t.Helper()
+	mem, err := virtqtest.NewMemory(1 << 20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = mem.Close() })
+	s := connect(t, vhostuser.NewServer(device), mem)
+	s.device, _ = device.(*echo)
+	return s
+}
+
+// connect attaches a front end to a server, for a guest with this memory.
+func connect(t testing.TB, server *vhostuser.Server, mem *virtqtest.Memory) *session {
 	t.Helper()
 	front, conn, err := vhostusertest.Pair()
 	if err != nil {
 		t.Fatal(err)
 	}
-	mem, err := virtqtest.NewMemory(1 << 20)
-	if err != nil {
-		t.Fatal(err)
-	}
 	ctx, cancel := context.WithCancel(context.Background())
 	s := &session{
-		t: t, front: front, device: &echo{}, mem: mem,
+		t: t, front: front, mem: mem,
 		result: make(chan error, 1), cancel: cancel, status: make(chan vhostuser.Status, 64),
 	}
 	opts := vhostuser.Options{Changed: func(st vhostuser.Status) { s.status <- st }}
-	go func() { s.result <- vhostuser.Serve(ctx, conn, s.device, opts) }()
+	go func() { s.result <- server.Serve(ctx, conn, opts) }()
 	t.Cleanup(func() {
 		cancel()
-		_, _ = front.Close(), mem.Close()
+		_ = front.Close()
 	})
 	return s
 }
@@ -154,7 +167,7 @@ func TestSession(t *testing.T) {
 	t.Parallel()
 	s := open(t)
 	s.attach()
-	if want := vhostuser.ProtocolMQ | vhostuser.ProtocolReplyAck | vhostuser.ProtocolConfig | vhostuser.ProtocolInflight; s.front.Protocol != want {
+	if want := vhostuser.ProtocolMQ | vhostuser.ProtocolReplyAck | vhostuser.ProtocolConfig | extra; s.front.Protocol != want {
 		t.Errorf("protocol features %#x, want %#x", s.front.Protocol, want)
 	}
 	if n, err := s.front.GetU64(vhostuser.GetQueueNum); n != 2 || err != nil {

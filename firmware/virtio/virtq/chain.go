@@ -32,6 +32,7 @@ type Chain struct {
 
 	// the whole lists, kept for their room: Readable and Writable shrink
 	readable, writable [][]byte
+	dirty              []span // writable buffers, if writes are logged
 }
 
 // Slot numbers the chains that a Service works on at a time: what a device keeps
@@ -84,22 +85,24 @@ func (c *Chain) TakeStatus() ([]byte, error) {
 type walker struct {
 	mem      *guestmem.Memory
 	indirect bool // negotiated
+	log      *guestmem.Log
 
 	scratch  [descSize]byte
 	readable [][]byte
 	writable [][]byte
+	dirty    []span
 	total    uint64
 	sink     byte // what warm read
 }
 
 // begin starts to collect a chain, in the room that c has.
 func (w *walker) begin(c *Chain) {
-	w.readable, w.writable, w.total = c.readable[:0], c.writable[:0], 0
+	w.readable, w.writable, w.dirty, w.total = c.readable[:0], c.writable[:0], c.dirty[:0], 0
 }
 
 // end gives what was collected to c.
 func (w *walker) end(c *Chain) {
-	c.readable, c.writable = w.readable, w.writable
+	c.readable, c.writable, c.dirty = w.readable, w.writable, w.dirty
 	c.Readable, c.Writable = w.readable, w.writable
 }
 
@@ -226,5 +229,8 @@ func (w *walker) buffer(d descriptor) error {
 		return &ProtocolError{Violation: ViolationAddress, Detail: "buffer is not in guest memory", Err: err}
 	}
 	*list = bufs
+	if w.log != nil && d.flags&flagWrite != 0 {
+		w.dirty = append(w.dirty, span{d.addr, uint64(d.len)})
+	}
 	return nil
 }

@@ -63,6 +63,11 @@
 // arming the notification and looking again (and between used.idx and used_event).
 // The machine must be little-endian, as amd64 and arm64 are.
 //
+// # Migration
+//
+// With a Log, each page that the device writes to is marked after the write, and
+// before the driver can see the completion of the request that it belongs to.
+//
 // The package does not know what a request means, where the ring addresses
 // come from, or how a notification travels.
 package virtq

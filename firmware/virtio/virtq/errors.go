@@ -26,6 +26,7 @@ const (
 	ViolationLength   Violation = "buffer length"   // empty buffer, or a chain of 4 GiB and more
 	ViolationRequest  Violation = "request framing" // buffers too short for the device's request header
 	ViolationMemory   Violation = "guest memory"    // memory vanished while in use
+	ViolationLog      Violation = "dirty log"       // bitmap vanished, or is too small
 )
 
 // ProtocolError says how a driver broke the virtio protocol.

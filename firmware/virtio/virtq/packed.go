@@ -47,6 +47,8 @@ type packed struct {
 	filled    cursor // used side: next entry to mark used
 	called    cursor // filled when the driver was last asked whether it wants a call
 	calledYet bool   // called is meaningful
+
+	dirtyDesc, dirtyDevice *dirtyPart
 }
 
 // cursor is a place in a packed ring and the wrap counter there.
@@ -74,6 +76,7 @@ func newPacked(cfg Config) (*packed, error) {
 		return nil, err
 	}
 	r.driver, r.device = wordAt(driver, 0), wordAt(device, 0)
+	r.dirtyDesc, r.dirtyDevice = cfg.descPart(r.desc), cfg.usedPart()
 	return r, r.resume(cfg)
 }
 
@@ -146,9 +149,9 @@ func (c cursor) bits() uint16 {
 func (r *packed) arm() (bool, error) {
 	switch {
 	case r.eventIdx:
-		atomic.StoreUint32(r.device, uint32(r.next.bits())|eventDesc<<16)
+		r.storeEvent(uint32(r.next.bits()) | eventDesc<<16)
 	case !r.armed:
-		atomic.StoreUint32(r.device, eventEnable<<16)
+		r.storeEvent(eventEnable << 16)
 	}
 	r.armed = true
 	return r.available()
@@ -156,9 +159,14 @@ func (r *packed) arm() (bool, error) {
 
 func (r *packed) quiet() {
 	if r.armed {
-		atomic.StoreUint32(r.device, eventDisable<<16)
+		r.storeEvent(eventDisable << 16)
 	}
 	r.armed = false
+}
+
+func (r *packed) storeEvent(v uint32) {
+	atomic.StoreUint32(r.device, v)
+	r.dirtyDevice.wrote(0, eventSize)
 }
 
 func (r *packed) warm(n int) {
@@ -248,6 +256,7 @@ func (r *packed) put(d completion) {
 	}
 	r.note(d.descs)
 	atomic.StoreUint32(r.idFlags(r.filled.at), uint32(d.id)|flags<<16)
+	r.dirtyDesc.wrote(int(r.filled.at)*descSize, descSize)
 	r.filled = r.filled.plus(d.descs, r.size)
 	r.note(0)
 }

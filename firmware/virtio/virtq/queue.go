@@ -42,6 +42,14 @@ type Config struct {
 	// Poll is the longest time that the ring is looked at again and again before
 	// a kick is waited for; how long within that follows from what comes. 0: not.
 	Poll time.Duration
+	// Log, if not nil, is told of the pages that the device writes to: of requests'
+	// buffers, and if LogRing says so of the ring, whose Used part is at the
+	// guest-physical address LogUsed. It must not be closed before Memory may be.
+	Log     *guestmem.Log
+	LogRing bool
+	LogUsed uint64
+
+	fail func(error) // of the queue
 }
 
 // Position is where a device is in a ring, in the encoding of vhost-user's
@@ -135,13 +143,14 @@ func open(cfg Config) (*Queue, error) {
 	}
 	q := &Queue{
 		size: uint16(cfg.Size), kick: cfg.Kick, call: cfg.Call, mem: cfg.Memory,
-		walker: walker{mem: cfg.Memory, indirect: cfg.IndirectDesc},
+		walker: walker{mem: cfg.Memory, indirect: cfg.IndirectDesc, log: cfg.Log},
 		poller: poller{longest: cfg.Poll},
 		done:   make([]completion, cfg.Size),
 	}
 	if cfg.Inflight != nil && len(cfg.Inflight) < InflightSize(cfg.Size) {
 		return nil, violation(ViolationLayout, "in-flight region of %d bytes for a ring of %d", len(cfg.Inflight), cfg.Size)
 	}
+	cfg.fail = q.Fail
 	if cfg.Packed {
 		ring, err := newPacked(cfg)
 		if err != nil {
@@ -328,6 +337,7 @@ func (q *Queue) Complete(c *Chain, written uint32) {
 // complete is Complete that publishes once batch entries are staged, and gives the
 // notification that is due.
 func (q *Queue) complete(c *Chain, written uint32, batch int) Call {
+	q.logWritten(c)
 	q.usedMu.Lock()
 	defer q.usedMu.Unlock()
 	if q.Err() != nil {

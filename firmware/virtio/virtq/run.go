@@ -157,6 +157,7 @@ func (t *taker) serve(i int) error {
 			return nil
 		}
 		if !errors.Is(err, ErrWouldBlock) {
+			t.q.logWritten(c)
 			return err
 		}
 	}
@@ -197,6 +198,7 @@ func (t *taker) handle(c *Chain) error {
 	}
 	written, err := t.service.Handle(c)
 	if err != nil {
+		t.q.logWritten(c)
 		return err
 	}
 	t.q.Complete(c, written)

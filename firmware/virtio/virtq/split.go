@@ -47,6 +47,7 @@ type split struct {
 	filled    uint16 // next used entry
 	called    uint16 // filled when the driver was last asked whether it wants a call
 	calledYet bool   // called is meaningful
+	dirty     *dirtyPart
 }
 
 func newSplit(cfg Config) (*split, error) {
@@ -55,7 +56,7 @@ func newSplit(cfg Config) (*split, error) {
 		return nil, violation(ViolationLayout, "descriptors %#x, avail %#x, used %#x: not aligned", at.Desc, at.Avail, at.Used)
 	}
 	n := uint64(cfg.Size)
-	r := &split{size: uint16(cfg.Size), eventIdx: cfg.EventIdx, armed: true}
+	r := &split{size: uint16(cfg.Size), eventIdx: cfg.EventIdx, armed: true, dirty: cfg.usedPart()}
 	var err error
 	if r.desc, err = cfg.part(at.Desc, descSize*n); err != nil {
 		return nil, err
@@ -89,7 +90,7 @@ func newSplit(cfg Config) (*split, error) {
 func (r *split) resume(cfg Config) error {
 	used := r.usedIdx.load()
 	if r.usedFlags.load() != 0 { // of a predecessor that died while it polled
-		r.usedFlags.store(0)
+		r.storeFlags(0)
 	}
 	r.filled = used
 	if known(cfg.Inflight, cfg.Size) {
@@ -128,8 +129,9 @@ func (r *split) arm() (bool, error) {
 	switch {
 	case r.eventIdx:
 		r.availEvent.store(r.next)
+		r.dirty.wrote(ringHeader+usedElemSize*int(r.size), 2)
 	case !r.armed:
-		r.usedFlags.store(0)
+		r.storeFlags(0)
 	}
 	r.armed = true
 	return r.available()
@@ -139,9 +141,14 @@ func (r *split) arm() (bool, error) {
 // passes the event that arm wrote, and then not for a long time.
 func (r *split) quiet() {
 	if r.armed && !r.eventIdx {
-		r.usedFlags.store(usedNoNotify)
+		r.storeFlags(usedNoNotify)
 	}
 	r.armed = false
+}
+
+func (r *split) storeFlags(flags uint16) {
+	r.usedFlags.store(flags)
+	r.dirty.wrote(0, 2)
 }
 
 func (r *split) warm(n int) {
@@ -183,9 +190,11 @@ func (r *split) head(i uint16) uint16 {
 
 // put fills the next slot of the used ring. It is seen with the next publish.
 func (r *split) put(d completion) {
-	elem := r.used[ringHeader+usedElemSize*int(r.filled&(r.size-1)):][:usedElemSize]
+	off := ringHeader + usedElemSize*int(r.filled&(r.size-1))
+	elem := r.used[off:][:usedElemSize]
 	binary.LittleEndian.PutUint32(elem, uint32(d.id))
 	binary.LittleEndian.PutUint32(elem[4:], d.written)
+	r.dirty.wrote(off, usedElemSize)
 	r.filled++
 	if r.track != nil {
 		r.track.put(d.id)
@@ -200,6 +209,7 @@ func (r *split) publish() bool {
 	} else {
 		r.usedIdx.store(r.filled)
 	}
+	r.dirty.wrote(0, ringHeader)
 	if r.track != nil {
 		r.track.published(r.filled)
 	}

@@ -26,6 +26,7 @@ type rig struct {
 	kick   virtqtest.Bell
 	call   virtqtest.Bell
 	opts   mode
+	log    *guestmem.Log // or nil
 	queue  *virtq.Queue
 }
 
@@ -102,6 +103,7 @@ func (r *rig) config(next virtq.Position) virtq.Config {
 	return virtq.Config{
 		Memory: r.dev, Packed: r.opts.packed, Size: r.ring.Size(), Ring: r.ring.Addresses(), Translate: r.dev.Slice, Next: next,
 		IndirectDesc: r.opts.Indirect, EventIdx: r.opts.EventIdx, Kick: r.kick, Call: r.call, Poll: r.opts.poll,
+		Log: r.log, LogRing: r.log != nil, LogUsed: r.ring.Addresses().Used,
 	}
 }
 

@@ -46,14 +46,17 @@ func run(socket, kind, what string) error {
 	if err != nil {
 		return errors.Join(err, volume.Close())
 	}
+	server := vhostuser.NewServer(device)
 	for {
 		conn, err := listener.AcceptUnix()
 		if err != nil {
 			return errors.Join(err, listener.Close(), volume.Close())
 		}
-		if err := vhostuser.Serve(context.Background(), vhostuser.NewSocketConn(conn), device, vhostuser.Options{Log: log}); err != nil {
-			log.Warn("front end", "err", err)
-		}
+		go func() {
+			if err := server.Serve(context.Background(), vhostuser.NewSocketConn(conn), vhostuser.Options{Log: log}); err != nil {
+				log.Warn("front end", "err", err)
+			}
+		}()
 	}
 }
 

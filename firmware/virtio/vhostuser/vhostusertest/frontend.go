@@ -28,6 +28,9 @@ type FrontEnd struct {
 	// Features and Protocol are what the back end offers, after Negotiate.
 	Features virtio.Features
 	Protocol uint64
+	// Extra are protocol features for Negotiate to accept beyond MQ, REPLY_ACK
+	// and CONFIG.
+	Extra uint64
 }
 
 // New takes over a connected socket.
@@ -125,11 +128,12 @@ func (f *FrontEnd) GetU64(r vhostuser.Request) (uint64, error) {
 	return binary.LittleEndian.Uint64(p), nil
 }
 
-// protocolFeatures are those that a FrontEnd knows.
-const protocolFeatures = vhostuser.ProtocolMQ | vhostuser.ProtocolReplyAck | vhostuser.ProtocolConfig | vhostuser.ProtocolInflight
+// protocolFeatures are those that every FrontEnd accepts.
+const protocolFeatures = vhostuser.ProtocolMQ | vhostuser.ProtocolReplyAck | vhostuser.ProtocolConfig
 
-// Negotiate accepts the protocol features offered that it knows, and of the
-// features those in want, which must be offered, and PROTOCOL_FEATURES.
+// Negotiate accepts the protocol features offered that it knows, those in Extra
+// among them, and of the features those in want, which must be offered, and
+// PROTOCOL_FEATURES.
 func (f *FrontEnd) Negotiate(want virtio.Features) error {
 	offered, err := f.GetU64(vhostuser.GetFeatures)
 	if err != nil {
@@ -142,7 +146,7 @@ func (f *FrontEnd) Negotiate(want virtio.Features) error {
 	if f.Protocol, err = f.GetU64(vhostuser.GetProtocolFeatures); err != nil {
 		return err
 	}
-	if err := f.Send(vhostuser.Message{Request: vhostuser.SetProtocolFeatures, Flags: version, Payload: U64(f.Protocol & protocolFeatures)}); err != nil {
+	if err := f.Send(vhostuser.Message{Request: vhostuser.SetProtocolFeatures, Flags: version, Payload: U64(f.Protocol & (protocolFeatures | f.Extra))}); err != nil {
 		return err
 	}
 	if err := f.Send(vhostuser.Message{Request: vhostuser.SetOwner, Flags: version}); err != nil {
@@ -187,6 +191,35 @@ func Inflight(size uint64, queues, queueSize int) []byte {
 	return append(b, 0, 0, 0, 0)
 }
 
+// AddRegion adds a region of a guest's memory, whose addresses are offsets in its
+// file.
+func (f *FrontEnd) AddRegion(mem *virtqtest.Memory, off, size uint64) error {
+	return f.Do(vhostuser.AddMemReg, OneRegion(vhostuser.MemRegion{GuestPhys: off, UserAddr: off, Size: size, Offset: off}), mem.FD())
+}
+
+// RemoveRegion takes a region away that AddRegion added.
+func (f *FrontEnd) RemoveRegion(off, size uint64) error {
+	return f.Do(vhostuser.RemMemReg, OneRegion(vhostuser.MemRegion{GuestPhys: off, UserAddr: off, Size: size}))
+}
+
+// OpenBackend sets up the back end's channel and returns this end of it, on which
+// the back end's requests come.
+func (f *FrontEnd) OpenBackend() (*vhostuser.SocketConn, error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("make socket pair: %w", err)
+	}
+	err = f.Do(vhostuser.SetBackendFD, nil, fds[1])
+	if err = errors.Join(err, unix.Close(fds[1])); err != nil {
+		return nil, errors.Join(err, unix.Close(fds[0]))
+	}
+	c, err := fileConn(fds[0])
+	if err != nil {
+		return nil, err
+	}
+	return vhostuser.NewSocketConn(c), nil
+}
+
 // ReadConfig reads n bytes of the configuration space.
 func (f *FrontEnd) ReadConfig(off, n uint32) ([]byte, error) {
 	p, err := f.Call(vhostuser.GetConfig, Config(off, make([]byte, n)))
@@ -212,9 +245,17 @@ func State(queue, num int) []byte {
 func MemTable(regions ...vhostuser.MemRegion) []byte {
 	b := U64(uint64(len(regions)))
 	for _, r := range regions {
-		for _, v := range []uint64{r.GuestPhys, r.Size, r.UserAddr, r.Offset} {
-			b = binary.LittleEndian.AppendUint64(b, v)
-		}
+		b = appendRegion(b, r)
+	}
+	return b
+}
+
+// OneRegion is the payload of a single memory region.
+func OneRegion(r vhostuser.MemRegion) []byte { return appendRegion(U64(0), r) }
+
+func appendRegion(b []byte, r vhostuser.MemRegion) []byte {
+	for _, v := range []uint64{r.GuestPhys, r.Size, r.UserAddr, r.Offset} {
+		b = binary.LittleEndian.AppendUint64(b, v)
 	}
 	return b
 }

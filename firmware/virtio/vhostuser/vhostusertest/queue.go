@@ -95,6 +95,14 @@ func Addr(index int, d *virtqtest.Driver) []byte {
 	return b
 }
 
+// LoggedAddr is Addr of a ring whose used part is logged.
+func LoggedAddr(index int, d *virtqtest.Driver) []byte {
+	b := Addr(index, d)
+	binary.LittleEndian.PutUint32(b[4:], 1)
+	binary.LittleEndian.PutUint64(b[32:], d.Addresses().Used)
+	return b
+}
+
 // StopQueue stops a queue and returns the entry at which it stopped.
 func (f *FrontEnd) StopQueue(index int) (uint16, error) {
 	p, err := f.Call(vhostuser.GetVringBase, State(index, 0))
