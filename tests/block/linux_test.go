@@ -99,13 +99,15 @@ func module(t *testing.T, k packages.Kernel, name string) string {
 	return string(b)
 }
 
-// start boots the guest in a mode, with extra properties of the disk.
-func (l linux) start(t *testing.T, dir, mode, disk string) *vm {
+// start boots the guest in a mode, with extra properties of the disk and extra
+// arguments for QEMU.
+func (l linux) start(t *testing.T, dir, mode, disk string, more ...string) *vm {
 	t.Helper()
-	return startVM(t, l.set, dir,
+	return startVM(t, l.set, dir, append([]string{
 		"-smp", strconv.Itoa(queues), "-kernel", l.kernel, "-initrd", l.initrd,
-		"-append", "console=ttyS0 quiet panic=-1 "+rig.NoTimerCheck+" davit.mode="+mode,
-		"-device", fmt.Sprintf("vhost-user-blk-pci,chardev=disk,num-queues=%d%s", queues, disk))
+		"-append", "console=ttyS0 quiet panic=-1 " + rig.NoTimerCheck + " davit.mode=" + mode,
+		"-device", fmt.Sprintf("vhost-user-blk-pci,chardev=disk,num-queues=%d%s", queues, disk),
+	}, more...)...)
 }
 
 // randomVolume makes a volume full of data, which the guest must find.
@@ -205,6 +207,36 @@ func killBackEnd(t *testing.T, kills int, disk string) {
 	if _, err := io.WriteString(v.in, "stop\n"); err != nil {
 		v.fail(err.Error())
 	}
+	digest := v.until("digest ")
+	v.until("done")
+	v.end()
+	checkDigest(t, v, volume, digest)
+	checkBackEnd(t, v, dir)
+}
+
+// A volume that grows does so under the guest that uses it, without a reboot.
+func TestGrow(t *testing.T) {
+	dir := t.TempDir()
+	l := newLinux(t, dir)
+	volume := randomVolume(t, dir)
+	p := startBackEnd(t, dir, volume)
+	v := l.start(t, dir, "churn davit.ops=0", "")
+	v.until("ready")
+	v.progress()
+	if err := os.Truncate(volume, 2*volumeSize); err != nil {
+		t.Fatal(err)
+	}
+	p.grow(t)
+	say := func(line string) {
+		if _, err := io.WriteString(v.in, line+"\n"); err != nil {
+			v.fail(err.Error())
+		}
+	}
+	for size := ""; size != strconv.Itoa(2*volumeSize); size = v.until("size ") {
+		say("size")
+	}
+	v.progress()
+	say("stop")
 	digest := v.until("digest ")
 	v.until("done")
 	v.end()

@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"syscall"
 	"testing"
@@ -40,8 +41,8 @@ func TestMain(m *testing.M) {
 	os.Exit(1)
 }
 
-// backEnd serves a volume to one front end after the other. It only returns
-// with an error.
+// backEnd serves a volume to front ends that take turns, and has it grow on
+// SIGHUP. It only returns with an error.
 func backEnd(socket, volume string) error {
 	f, err := os.OpenFile(volume, os.O_RDWR, 0)
 	if err != nil {
@@ -63,14 +64,25 @@ func backEnd(socket, volume string) error {
 	if err != nil {
 		return err
 	}
+	hup := make(chan os.Signal, 1)
+	signal.Notify(hup, syscall.SIGHUP)
+	go func() {
+		for range hup {
+			size, err := d.Grow()
+			log.Info("volume grows", "size", size, "err", err)
+		}
+	}()
 	fmt.Println("listening")
+	server := vhostuser.NewServer(d)
 	for {
 		c, err := l.AcceptUnix()
 		if err != nil {
 			return err
 		}
-		err = vhostuser.Serve(context.Background(), vhostuser.NewSocketConn(c), d, vhostuser.Options{Log: log})
-		log.Info("session ended", "err", err, "stats", fmt.Sprintf("%+v", d.Stats()))
+		go func() {
+			err := server.Serve(context.Background(), vhostuser.NewSocketConn(c), vhostuser.Options{Log: log})
+			log.Info("session ended", "err", err, "stats", fmt.Sprintf("%+v", d.Stats()))
+		}()
 	}
 }
 
@@ -110,6 +122,14 @@ func startBackEnd(t *testing.T, dir, volume string) *process {
 		t.Fatalf("back end did not start: %v\n%s", err, b)
 	}
 	return p
+}
+
+// grow has the back end look at the size of its volume again.
+func (p *process) grow(t *testing.T) {
+	t.Helper()
+	if err := p.cmd.Process.Signal(syscall.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // kill ends the process at once, and waits until it is gone.

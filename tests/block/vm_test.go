@@ -46,7 +46,7 @@ func startVM(t *testing.T, set *packages.Set, dir string, args ...string) *vm {
 	} else {
 		cmd = set.CommandContext(ctx, "qemu-system-x86_64", args...)
 	}
-	log, err := os.Create(filepath.Join(dir, "qemu.log"))
+	log, err := os.CreateTemp(dir, "qemu*.log")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -6,9 +6,10 @@
 //
 //	davit.mode=verify   a number of operations (davit.ops for each CPU)
 //	davit.mode=churn    operations until the host says "stop" on the console
+//	davit.mode=hold     reads until then, whose results are checked in the end
 //
-// Lines it prints: "fact NAME VALUE", "ready", "ops N", "digest HEX", and last
-// "done" or "failed: REASON".
+// Lines it prints: "fact NAME VALUE", "ready", "ops N", "size N" when the host says
+// "size" in the modes that it stops, "digest HEX", and last "done" or "failed: REASON".
 //
 // It does not know what serves the disk.
 package main

@@ -8,6 +8,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"os"
 	"runtime"
@@ -25,7 +26,8 @@ const (
 )
 
 // exercise has one worker for each CPU, hence queue, work on its own part of the disk.
-func exercise(ops int, churn bool) error {
+func exercise(ops int, mode string) error {
+	churn := mode != "verify"
 	f, err := os.OpenFile(device, os.O_RDWR|unix.O_DIRECT, 0)
 	if err != nil {
 		return err
@@ -40,13 +42,17 @@ func exercise(ops int, churn bool) error {
 	var stop atomic.Bool
 	var total atomic.Int64
 	if churn {
-		go waitForStop(&stop)
+		go obey(f, &stop)
 	}
 	var wg sync.WaitGroup
 	failures := make([]error, n)
 	parts := make([]*worker, n)
 	for i := range n {
 		w := &worker{f: f, base: part * int64(i), cpu: i, rng: rand.New(rand.NewPCG(uint64(i), 11))}
+		w.work = w.step
+		if mode == "hold" {
+			w.work = w.fetch
+		}
 		parts[i] = w
 		wg.Go(func() { failures[i] = w.run(part, ops, churn, &stop, &total) })
 	}
@@ -56,21 +62,32 @@ func exercise(ops int, churn bool) error {
 	}
 	fmt.Printf("ops %d\n", total.Load())
 	for _, w := range parts {
-		if err := w.verify(0, len(w.model)); err != nil {
+		if err := errors.Join(w.verify(0, len(w.model)), w.verifyHeld()); err != nil {
 			return err
 		}
 	}
 	if err := f.Sync(); err != nil {
 		return fmt.Errorf("last flush: %w", err)
 	}
+	if size, err = f.Seek(0, io.SeekEnd); err != nil { // it may have grown
+		return err
+	}
 	return digest(f, size)
 }
 
-func waitForStop(stop *atomic.Bool) {
+// obey does what the host says on the console.
+func obey(f *os.File, stop *atomic.Bool) {
 	in := bufio.NewScanner(os.Stdin)
 	for in.Scan() {
-		if in.Text() == "stop" {
+		switch in.Text() {
+		case "stop":
 			stop.Store(true)
+		case "size":
+			size, err := f.Seek(0, io.SeekEnd)
+			if err != nil {
+				fmt.Printf("failed: %v\n", err)
+			}
+			fmt.Printf("size %d\n", size)
 		}
 	}
 }
@@ -81,8 +98,10 @@ type worker struct {
 	base  int64
 	cpu   int
 	rng   *rand.Rand
+	work  func() error
 	model []byte
 	buf   []byte
+	held  held
 }
 
 func (w *worker) run(size int64, ops int, churn bool, stop *atomic.Bool, total *atomic.Int64) error {
@@ -100,8 +119,11 @@ func (w *worker) run(size int64, ops int, churn bool, stop *atomic.Bool, total *
 	if err := w.read(w.model); err != nil {
 		return err
 	}
+	if w.held.pages, err = unix.Mmap(-1, 0, maxHeld*page, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS); err != nil {
+		return fmt.Errorf("allocate pages: %w", err)
+	}
 	for i := 0; churn && !stop.Load() || !churn && i < ops; i++ {
-		if err := w.step(); err != nil {
+		if err := w.work(); err != nil {
 			return fmt.Errorf("operation %d of cpu %d: %w", i, w.cpu, err)
 		}
 		if n := total.Add(1); churn && n%200 == 0 {

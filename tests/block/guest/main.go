@@ -45,7 +45,7 @@ func run() error {
 	if err != nil {
 		return fmt.Errorf("davit.ops: %w", err)
 	}
-	return exercise(ops, args["mode"] == "churn")
+	return exercise(ops, args["mode"])
 }
 
 func loadModule(path string) error {
