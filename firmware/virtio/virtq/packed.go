@@ -41,7 +41,7 @@ type packed struct {
 	device   *uint32 // device event suppression: what we want
 
 	next  cursor // available side
-	armed bool   // kicks are asked for
+	armed bool   // kicks are asked for; not known to be at first: a predecessor may have polled
 	sink  byte   // what warm read
 
 	filled    cursor // used side: next entry to mark used
@@ -62,7 +62,7 @@ func newPacked(cfg Config) (*packed, error) {
 	if at.Desc%16 != 0 || at.Avail%4 != 0 || at.Used%4 != 0 {
 		return nil, violation(ViolationLayout, "descriptors %#x, driver event %#x, device event %#x: not aligned", at.Desc, at.Avail, at.Used)
 	}
-	r := &packed{size: uint16(cfg.Size), eventIdx: cfg.EventIdx, armed: true}
+	r := &packed{size: uint16(cfg.Size), eventIdx: cfg.EventIdx}
 	var err error
 	if r.desc, err = cfg.part(at.Desc, descSize*uint64(cfg.Size)); err != nil {
 		return nil, err
