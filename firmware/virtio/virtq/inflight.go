@@ -6,6 +6,8 @@ import (
 	"cmp"
 	"encoding/binary"
 	"slices"
+	"sync"
+	"sync/atomic"
 )
 
 // In-flight tracking (vhost-user, "Inflight I/O tracking"): memory that outlives
@@ -66,20 +68,31 @@ func known(region []byte, size int) bool {
 type tracker struct {
 	region  []byte
 	size    uint16
-	counter uint64
-	batch   []uint16 // heads put and not yet published
+	counter uint64   // available side
+	batch   []uint16 // used side: heads put and not yet published
+
+	// publishing is held from before the driver sees a batch until that is noted:
+	// meanwhile the driver may offer the same heads again.
+	publishing sync.Mutex
 }
 
 func (t *tracker) entry(head uint16) []byte {
 	return t.region[inflightHeader+inflightEntry*int(head):][:inflightEntry]
 }
 
+// flag is the word of an entry that says whether it is in flight, and padding.
+func (t *tracker) flag(head uint16) *uint32 { return wordAt(t.entry(head), 0) }
+
 // begin notes that a request was taken.
 func (t *tracker) begin(head uint16) {
-	e := t.entry(head)
+	flag := t.flag(head)
+	if atomic.LoadUint32(flag) != 0 { // its last completion is seen, and about to be noted
+		t.publishing.Lock()
+		defer t.publishing.Unlock()
+	}
 	t.counter++
-	binary.LittleEndian.PutUint64(e[offCounter:], t.counter)
-	e[0] = 1
+	binary.LittleEndian.PutUint64(t.entry(head)[offCounter:], t.counter)
+	atomic.StoreUint32(flag, 1)
 }
 
 // put notes that a request is in the used ring and not yet published.
@@ -93,7 +106,7 @@ func (t *tracker) put(head uint16) {
 // published notes that the used index now is used.
 func (t *tracker) published(used uint16) {
 	for _, head := range t.batch {
-		t.entry(head)[0] = 0
+		atomic.StoreUint32(t.flag(head), 0)
 	}
 	t.batch = t.batch[:0]
 	binary.LittleEndian.PutUint16(t.region[offUsedIdx:], used)

@@ -7,7 +7,9 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/davit-dpu/davit/firmware/virtio/virtq"
 	"github.com/davit-dpu/davit/firmware/virtio/virtq/virtqtest"
@@ -207,4 +209,60 @@ func FuzzInflight(f *testing.F) {
 			t.Error("a queue that is idle went on")
 		}
 	})
+}
+
+// TestInflightReoffered: a driver may offer a head again as soon as used.idx says so,
+// before the device has noted that: the request that is taken then is in flight.
+func TestInflightReoffered(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, 8, virtqtest.Options{})
+	r.logTo(8)
+	cfg := r.config(0)
+	cfg.Inflight = make([]byte, virtq.InflightSize(8))
+	q, err := virtq.New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.queue = q
+	head, err := r.driver.Prepare(nil, []virtqtest.Buf{r.mem.Alloc(8)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, release := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	r.log.OnMark(func() { // of used.idx, of which is noted afterwards that it was published
+		if r.driver.UsedIdx() == 0 {
+			return
+		}
+		once.Do(func() {
+			r.collect()
+			r.driver.Offer(head)
+			r.publish()
+			select {
+			case <-again:
+			case <-time.After(100 * time.Millisecond): // taken only when that is noted
+			}
+		})
+	})
+	r.driver.Offer(head)
+	r.publish()
+	first := true // one after the other
+	stop := r.run(2, func(*virtq.Chain) (uint32, error) {
+		if first {
+			first = false
+			return 0, nil
+		}
+		close(again)
+		<-release
+		return 0, nil
+	})
+	<-again
+	q.SetCall(r.call) // waits for the completion that is under way
+	if cfg.Inflight[16+16*int(head)] != 1 {
+		t.Error("a request that is executed is not in flight according to the region")
+	}
+	close(release)
+	if err := stop(); err != nil {
+		t.Error(err)
+	}
 }

@@ -204,6 +204,10 @@ func (r *split) put(d completion) {
 // publish decides about the call by Virtio 1.2, 2.7.7 and 2.7.10. With event index
 // both halves of the word that holds used.idx are ours: the flags are always 0.
 func (r *split) publish() bool {
+	if r.track != nil {
+		r.track.publishing.Lock()
+		defer r.track.publishing.Unlock()
+	}
 	if r.eventIdx {
 		r.usedIdx.storeWord(uint32(r.filled) << 16)
 	} else {
