@@ -4,6 +4,8 @@ package vhostuser
 
 import (
 	"encoding/binary"
+	"errors"
+	"fmt"
 
 	"golang.org/x/sys/unix"
 
@@ -148,6 +150,9 @@ func mapInflight(m *Message, d inflightDesc, queues int) (*inflight, error) {
 		return nil, err
 	}
 	fd := m.FDs[0]
+	if err := checkInflight(fd); err != nil { // before its size: that does not change any more then
+		return nil, m.wrap("in-flight region was not made by this back end", err)
+	}
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
 		return nil, m.wrap("look at in-flight region", err)
@@ -155,15 +160,28 @@ func mapInflight(m *Message, d inflightDesc, queues int) (*inflight, error) {
 	if d.offset != 0 || d.size < uint64(need) || uint64(st.Size) < d.size || d.size > maxInflight {
 		return nil, m.errorf("region of %d bytes at %d in a file of %d, want %d at 0", d.size, d.offset, st.Size, need)
 	}
-	seals, err := unix.FcntlInt(uintptr(fd), unix.F_GET_SEALS, 0)
-	if err != nil || seals&unix.F_SEAL_SHRINK == 0 {
-		return nil, m.errorf("in-flight region is not sealed against shrinking: it was not made by this back end")
-	}
 	mem, err := unix.Mmap(fd, 0, int(d.size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 	if err != nil {
 		return nil, m.wrap("map in-flight region", err)
 	}
 	return &inflight{mem: mem, queues: int(d.queues), queueSize: int(d.queueSize)}, nil
+}
+
+// checkInflight refuses files whose memory can be taken away: by truncation, or, where
+// it consists of huge pages, by punching a hole that cannot be filled again.
+func checkInflight(fd int) error {
+	seals, err := unix.FcntlInt(uintptr(fd), unix.F_GET_SEALS, 0)
+	if err != nil || seals&unix.F_SEAL_SHRINK == 0 {
+		return errors.New("it is not sealed against shrinking")
+	}
+	var fs unix.Statfs_t
+	if err := unix.Fstatfs(fd, &fs); err != nil {
+		return fmt.Errorf("look at the file system: %w", err)
+	}
+	if fs.Type != unix.TMPFS_MAGIC {
+		return fmt.Errorf("file system of type %#x", fs.Type)
+	}
+	return nil
 }
 
 // maxInflight is more than the largest region that getInflightFD makes.

@@ -114,8 +114,11 @@ func TestInflight(t *testing.T) {
 func TestBadInflight(t *testing.T) {
 	t.Parallel()
 	size := uint64(virtq.InflightSize(16))
-	file := func(t *testing.T, n int64, seals int) int {
-		fd, err := unix.MemfdCreate("inflight", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	file := func(t *testing.T, n int64, flags, seals int) int {
+		fd, err := unix.MemfdCreate("inflight", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING|flags)
+		if flags != 0 && err != nil {
+			t.Skip(err)
+		}
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -131,23 +134,25 @@ func TestBadInflight(t *testing.T) {
 		name    string
 		payload []byte
 		length  int64
+		flags   int
 		seals   int
 		want    string
 	}{
-		{"not sealed", vhostusertest.Inflight(size, 1, 16), 4096, 0, "not sealed"},
-		{"file too short", vhostusertest.Inflight(8192, 1, 16), 4096, unix.F_SEAL_SHRINK, "region of 8192"},
-		{"region too short", vhostusertest.Inflight(size-1, 1, 16), 4096, unix.F_SEAL_SHRINK, "want"},
-		{"too many queues", vhostusertest.Inflight(size, 3, 16), 4096, unix.F_SEAL_SHRINK, "3 queues of 2"},
-		{"queue size", vhostusertest.Inflight(size, 1, 17), 4096, unix.F_SEAL_SHRINK, "power of two"},
-		{"payload", vhostusertest.Inflight(size, 1, 16)[:19], 4096, unix.F_SEAL_SHRINK, "19 bytes"},
-		{"far too large", vhostusertest.Inflight(1<<40, 1, 16), 4096, unix.F_SEAL_SHRINK, "region of"},
+		{"not sealed", vhostusertest.Inflight(size, 1, 16), 4096, 0, 0, "not sealed"},
+		{"huge pages", vhostusertest.Inflight(size, 1, 16), 1 << 21, unix.MFD_HUGETLB, unix.F_SEAL_SHRINK, "file system of type"},
+		{"file too short", vhostusertest.Inflight(8192, 1, 16), 4096, 0, unix.F_SEAL_SHRINK, "region of 8192"},
+		{"region too short", vhostusertest.Inflight(size-1, 1, 16), 4096, 0, unix.F_SEAL_SHRINK, "want"},
+		{"too many queues", vhostusertest.Inflight(size, 3, 16), 4096, 0, unix.F_SEAL_SHRINK, "3 queues of 2"},
+		{"queue size", vhostusertest.Inflight(size, 1, 17), 4096, 0, unix.F_SEAL_SHRINK, "power of two"},
+		{"payload", vhostusertest.Inflight(size, 1, 16)[:19], 4096, 0, unix.F_SEAL_SHRINK, "19 bytes"},
+		{"far too large", vhostusertest.Inflight(1<<40, 1, 16), 4096, 0, unix.F_SEAL_SHRINK, "region of"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			s := open(t)
 			s.front.Extra = vhostuser.ProtocolInflight
 			s.attach()
-			fd := file(t, tt.length, tt.seals)
+			fd := file(t, tt.length, tt.flags, tt.seals)
 			defer unix.Close(fd)
 			_ = s.front.Do(vhostuser.SetInflightFD, tt.payload, fd)
 			if err := <-s.result; err == nil || !strings.Contains(err.Error(), tt.want) {
