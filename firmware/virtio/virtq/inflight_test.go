@@ -266,3 +266,37 @@ func TestInflightReoffered(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestInflightStopped: a queue that is stopped before it began leaves nothing that its
+// position does not tell of: who goes on elsewhere does not get the region.
+func TestInflightStopped(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, 8, virtqtest.Options{})
+	for range 3 {
+		r.add(nil, []virtqtest.Buf{r.mem.Alloc(8)})
+	}
+	r.publish()
+	cfg := r.config(0)
+	cfg.Inflight = make([]byte, virtq.InflightSize(8))
+	reopen := func() *virtq.Queue {
+		q, err := virtq.New(cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return q
+	}
+	first, lost := reopen(), new(virtq.Chain)
+	done := new(virtq.Chain)
+	if n, err := first.Take(lost, done); n != 2 || err != nil {
+		t.Fatal(n, err)
+	}
+	first.Complete(done, 0)
+	second := reopen()
+	second.Stop()
+	if err := second.Run(t.Context(), 1, reverse); err != nil {
+		t.Fatal(err)
+	}
+	if used, at := r.driver.UsedIdx(), second.Position(); used != 2 || at != 2 {
+		t.Errorf("used index %d, position %d: want 2 and 2", used, at)
+	}
+}

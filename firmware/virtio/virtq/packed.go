@@ -164,6 +164,9 @@ func (r *packed) quiet() {
 	r.armed = false
 }
 
+// owes never is the case: position is at what is taken and not marked used.
+func (r *packed) owes() bool { return false }
+
 func (r *packed) storeEvent(v uint32) {
 	atomic.StoreUint32(r.device, v)
 	r.dirtyDevice.wrote(0, eventSize)

@@ -81,6 +81,8 @@ type layout interface {
 	arm() (bool, error)
 	// quiet asks for no kicks: the device looks by itself.
 	quiet()
+	// owes reports whether entries that position leaves behind are still to be popped.
+	owes() bool
 
 	// put stages a used entry, the next one in the ring.
 	put(d completion)
@@ -213,8 +215,9 @@ func (q *Queue) SetCall(c Call) {
 	}
 }
 
-// Stop makes Take fail with ErrStopped, also one that waits. Requests
-// that were taken can still be completed.
+// Stop makes Take fail with ErrStopped, also one that waits; but what a predecessor
+// had taken, Take still gives, for Position is behind it. Requests that were taken can
+// still be completed.
 func (q *Queue) Stop() {
 	q.stopped.Store(true)
 	q.kick.Interrupt()
@@ -267,7 +270,7 @@ func (q *Queue) end(err error) error {
 // await returns when an entry is available. The caller holds takeMu.
 func (q *Queue) await(spin bool) error {
 	for {
-		if q.stopped.Load() {
+		if q.stopped.Load() && (q.Err() != nil || !q.ring.owes()) {
 			return ErrStopped
 		}
 		ready, err := q.ring.available()

@@ -146,6 +146,10 @@ func (r *split) quiet() {
 	r.armed = false
 }
 
+// owes is about what a predecessor took. None leaves more than it takes at a time: a
+// region that says so does not hold up who stops the queue.
+func (r *split) owes() bool { return len(r.again) > 0 && len(r.again) <= batch }
+
 func (r *split) storeFlags(flags uint16) {
 	r.usedFlags.store(flags)
 	r.dirty.wrote(0, 2)
