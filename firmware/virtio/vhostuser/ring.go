@@ -149,7 +149,8 @@ func (s *session) start(r *ring) error {
 		s.stopDevice(r.index, err)
 		return nil
 	}
-	if at := q.Position(); at != r.base {
+	at := q.Position() // before it moves
+	if at != r.base {
 		s.log.Info("ring goes on where guest memory says", "queue", r.index, "position", at, "base", r.base)
 	}
 	ctx, cancel := context.WithCancel(s.ctx)
@@ -167,7 +168,7 @@ func (s *session) start(r *ring) error {
 			s.stopDevice(served.Index, err)
 		}
 	}()
-	s.log.Debug("ring running", "queue", r.index, "size", r.size, "next", q.Position())
+	s.log.Debug("ring running", "queue", r.index, "size", r.size, "next", at)
 	return nil
 }
 

@@ -190,7 +190,7 @@ func asViolation(err error) error {
 // Size is the number of descriptors of the ring.
 func (q *Queue) Size() int { return int(q.size) }
 
-// Position is where to go on. After Run has returned, the driver still waits for
+// Position is where to go on; not to be asked for while Run takes. After Run has returned, the driver still waits for
 // the requests from there on, and for those that are in the in-flight region.
 func (q *Queue) Position() Position {
 	q.usedMu.Lock()
