@@ -98,13 +98,20 @@ func (v *Server) release(s *session) {
 	}
 }
 
+// holds reports whether s has the turn.
+func (v *Server) holds(s *session) bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.holder == s
+}
+
 // granted is called when the turn comes that s waited for. Meanwhile s may have
 // changed its mind, or have ended.
 func (s *session) granted() {
 	s.state.Lock()
 	defer s.state.Unlock()
-	if s.over {
-		return // and has released the turn, or is about to
+	if s.over || !s.server.holds(s) {
+		return // it has released the turn; it may be waiting for the next
 	}
 	s.log.Info("rings of the front end before are stopped")
 	for i := range s.rings {
