@@ -54,13 +54,13 @@ type inflight struct {
 	queueSize int
 }
 
-// part is a queue's part, nil without a region. A region that was made for queues
-// of another size has none for it.
+// part is a queue's part, nil without a region. A region that was made for smaller
+// queues has none for it; a driver may use less of a queue than there is.
 func (r *inflight) part(queue, size int) []byte {
-	if r == nil || queue >= r.queues || size != r.queueSize {
+	if r == nil || queue >= r.queues || size > r.queueSize {
 		return nil
 	}
-	n := virtq.InflightSize(size)
+	n := virtq.InflightSize(r.queueSize)
 	return r.mem[queue*n:][:n:n]
 }
 

@@ -37,6 +37,12 @@ func (f forgetful) Serve(_ context.Context, q virtio.Queue) error {
 // successor, and nothing else, although it completed out of order.
 func TestInflight(t *testing.T) {
 	t.Parallel()
+	t.Run("ring of the region's size", func(t *testing.T) { testInflight(t, 8) })
+	t.Run("smaller ring", func(t *testing.T) { testInflight(t, 16) }) // the driver's choice
+}
+
+func testInflight(t *testing.T, size int) {
+	t.Parallel()
 	mem, err := virtqtest.NewMemory(1 << 20)
 	if err != nil {
 		t.Fatal(err)
@@ -66,7 +72,7 @@ func TestInflight(t *testing.T) {
 			func() error { return front.SetMemory(mem) },
 			func() (err error) {
 				if region == nil {
-					region, shape, err = front.NewInflight(1, 8)
+					region, shape, err = front.NewInflight(1, size)
 				}
 				return err
 			},
