@@ -19,8 +19,9 @@
 // The goroutine that calls Serve handles the messages, one after the other; only
 // the turn to run rings (see Server) may change what they set up beside it. Each running ring has a goroutine in Device.Serve,
 // and the device's workers below it. Messages never wait for I/O, except those
-// whose meaning is to wait: GET_VRING_BASE, SET_VRING_ENABLE(0), and a memory
-// table that replaces one in use return when everything taken is completed.
+// whose meaning is to wait until everything taken is completed: what stops rings
+// (GET_VRING_BASE, SET_VRING_ENABLE(0), RESET_DEVICE, SET_STATUS 0), and what changes
+// them while they run (memory, the log and what is logged, SET_VRING_KICK).
 //
 // # States of a ring
 //
