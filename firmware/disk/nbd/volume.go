@@ -18,7 +18,9 @@ type Config struct {
 	// whenever one was lost. It may wait as long as it wants, until ctx ends. What it returns is
 	// closed by the volume. A connection whose peer is gone without a word must end by
 	// itself (TCP keep-alive, TCP_USER_TIMEOUT): the volume sets no limit to a request.
-	// Vectors are moved without a copy if it is a syscall.Conn, as TCP and unix sockets are.
+	// Vectors are moved by system calls, without a copy, if it is a TCP or unix socket. Any other
+	// stream touches buffers itself, in goroutines that no guestmem.Guard covers: then they must
+	// not be memory that can vanish, as a guest's can.
 	Dial func(ctx context.Context) (net.Conn, error)
 	// Export is the export's name, at most 4096 bytes; "" is the server's default.
 	Export string
