@@ -49,7 +49,7 @@ func TestCheckNamesTheRemedy(t *testing.T) {
 		{"its static busybox", "ID=ubuntu\nID_LIKE=debian", BusyboxFor(runtime.GOARCH), "sudo apt-get install busybox-static"},
 		{"the kernel, not the package that names it", "ID=ubuntu", KernelFor(ArchARM64), "linux-image-VERSION-cloud-arm64, on which linux-image-cloud-arm64 depends, for arm64 from https://"},
 		{"unpacker", "ID=fedora", KernelFor(ArchARM64), "sudo dnf install dpkg && mkdir -p "},
-		{"unknown", "ID=nixos", QEMU, "install qemu-system-aarch64, qemu-system-x86_64, qemu-img where PATH"},
+		{"unknown", "ID=nixos", QEMU, "install qemu-system-aarch64, qemu-system-x86_64, qemu-img, qemu-nbd where PATH"},
 		{"nothing known", "", FirmwareFor(ArchARM64), "Debian's qemu-efi-aarch64 for arm64 from https://"},
 		{"debian with sources of nobody", "ID=debian\nVERSION_CODENAME=forky", QEMU, "sudo apt-get install qemu-system-arm"},
 	} {
