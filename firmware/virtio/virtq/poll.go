@@ -31,7 +31,7 @@ const (
 )
 
 // spin looks at the ring until there is an entry or the window is over.
-func (p *poller) spin(ring layout, stopped *atomic.Bool) (bool, error) {
+func (p *poller) spin(ring availableSide, stopped *atomic.Bool) (bool, error) {
 	if p.window == 0 {
 		return false, nil
 	}

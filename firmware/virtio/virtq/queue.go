@@ -65,10 +65,16 @@ type Addresses struct {
 	Desc, Avail, Used uint64
 }
 
-// layout is one of the two formats of a virtqueue. Methods of the available side
-// are called under takeMu, those of the used side under usedMu, all under the
-// memory's Guard.
+// layout is one of the two formats of a virtqueue. All methods are called under
+// the memory's Guard.
 type layout interface {
+	availableSide
+	kickSide
+	usedSide
+}
+
+// availableSide is what the driver fills and the device takes from, under takeMu.
+type availableSide interface {
 	// available reports whether there is an entry to pop.
 	available() (bool, error)
 	// warm reads the beginnings of up to n entries, so that the processor fetches
@@ -76,14 +82,21 @@ type layout interface {
 	warm(n int)
 	// pop takes the next entry, which is available.
 	pop(w *walker, c *Chain) error
+	// owes reports whether entries that position leaves behind are still to be popped.
+	owes() bool
+}
+
+// kickSide is what the device asks of the driver, under takeMu.
+type kickSide interface {
 	// arm asks for a kick with the next entry, and reports whether one became
 	// available meanwhile: it would not be kicked for.
 	arm() (bool, error)
 	// quiet asks for no kicks: the device looks by itself.
 	quiet()
-	// owes reports whether entries that position leaves behind are still to be popped.
-	owes() bool
+}
 
+// usedSide is what the device gives back on, under usedMu.
+type usedSide interface {
 	// put stages a used entry, the next one in the ring.
 	put(d completion)
 	// publish shows the driver what was put, and reports whether it wants a call.
