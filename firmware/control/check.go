@@ -56,7 +56,7 @@ func (m *AttachBus) check() error {
 }
 
 func (m *AddDevice) check() error {
-	v := spec.Volume{Name: m.Name, Kind: spec.VolumeFile, Serial: m.Serial, Queues: m.Queues}
+	v := spec.Volume{Name: m.Name, Kind: spec.VolumeFile, Serial: m.Serial, Queues: m.Queues, Limits: m.Limits}
 	if err := errors.Join(spec.CheckName("instance", m.Instance), v.Validate()); err != nil {
 		return err
 	}
@@ -157,6 +157,11 @@ func (h *HostStatus) check() error {
 func (d *Device) check() error {
 	if len(d.Queues) > spec.MaxQueues {
 		return fmt.Errorf("device: %d queues", len(d.Queues))
+	}
+	if d.Limits != nil {
+		if err := d.Limits.Validate(); err != nil {
+			return fmt.Errorf("device: %w", err)
+		}
 	}
 	return errors.Join(spec.CheckName("instance", d.Instance), spec.CheckName("device", d.Name),
 		checkText("kind", d.Kind, 32), checkCondition(d.Condition), checkGeneration(d.Generation, true))

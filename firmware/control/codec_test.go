@@ -16,16 +16,16 @@ func samples() []message {
 	host := HostStatus{Condition: cond, Attached: true, Build: "b", PoolSize: 1 << 30, WindowBase: 2 << 20, WindowSize: 1 << 30, Sessions: 3, Alerts: 4}
 	device := Device{
 		Instance: "web", ReadOnly: true, Listen: true, Generation: testGen, MemoryOffset: 1 << 21, MemorySize: 1 << 26,
-		DeviceStatus: spec.DeviceStatus{Name: "root", Kind: "virtio-blk", Capacity: 512, Condition: cond, Queues: []spec.QueueStats{{Reads: 1, Errors: 1 << 63}}},
+		DeviceStatus: spec.DeviceStatus{Name: "root", Kind: "virtio-blk", Capacity: 512, Condition: cond, Limits: &spec.Limits{IOPS: 1}, Queues: []spec.QueueStats{{Reads: 1, Errors: 1 << 63, Waited: 2}}},
 	}
 	vmm := spec.VMMStatus{Instance: "web", Generation: testGen, State: spec.VMMExited, Reason: "exit 1", Adopted: true}
 	order := testOrder()
 	order.Kernel = &spec.Blob{Offset: 2 * spec.MiB, Length: 5, SHA256: make([]byte, 32)}
 	return []message{
 		&Hello{Min: 1, Current: 7, Build: "x"},
-		&HelloReply{Version: 1, Build: "y", Started: cond.Since, Sandbox: []spec.Check{{Name: "a", Result: "failed", Detail: "d"}}},
+		&HelloReply{Version: VersionCurrent, Build: "y", Started: cond.Since, Sandbox: []spec.Check{{Name: "a", Result: "failed", Detail: "d"}}},
 		&AttachBus{Listen: true, WindowBase: 2 * spec.MiB, WindowSize: 4 * spec.MiB, FileOffset: 2 * spec.MiB},
-		&AddDevice{Instance: "web", Name: "root", Serial: "s", Queues: 3, ReadOnly: true, MemoryOffset: 2 * spec.MiB, MemorySize: 2 * spec.MiB, Generation: testGen},
+		&AddDevice{Instance: "web", Name: "root", Serial: "s", Queues: 3, ReadOnly: true, MemoryOffset: 2 * spec.MiB, MemorySize: 2 * spec.MiB, Generation: testGen, Limits: &spec.Limits{IOPS: 5, Bandwidth: spec.MiB, Burst: spec.MaxBurst}},
 		&RemoveDevice{Instance: "web", Name: "root"},
 		&StartVMM{Order: testOrder(), Kernel: true, Initrd: true},
 		&StartVMMReply{Order: order},

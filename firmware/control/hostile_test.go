@@ -92,7 +92,7 @@ func packet(t *testing.T, f frame, m message) []byte {
 
 func helloRaw(t *testing.T, conn *net.UnixConn) {
 	t.Helper()
-	if _, err := conn.Write(packet(t, frame{Kind: kindRequest, ID: 1, Op: "hello"}, &Hello{Min: 1, Current: 1})); err != nil {
+	if _, err := conn.Write(packet(t, frame{Kind: kindRequest, ID: 1, Op: "hello"}, &Hello{Min: VersionMin, Current: VersionCurrent})); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := conn.Read(make([]byte, MaxPacket)); err != nil {
@@ -133,7 +133,7 @@ func hostileCard(t *testing.T, then func(*net.UnixConn), on ...func(Event)) *Cli
 		if _, err := conn.Read(make([]byte, MaxPacket)); err != nil {
 			return
 		}
-		if _, err := conn.Write(packet(t, frame{Kind: kindReply, ID: 1}, &HelloReply{Version: 1})); err != nil {
+		if _, err := conn.Write(packet(t, frame{Kind: kindReply, ID: 1}, &HelloReply{Version: VersionCurrent})); err != nil {
 			return
 		}
 		then(conn)

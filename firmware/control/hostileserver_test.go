@@ -26,8 +26,8 @@ func TestServerRefusesAndLeaksNothing(t *testing.T) {
 		fds   int
 	}{
 		{"no hello", false, raw(frame{Kind: kindRequest, ID: 1, Op: "remove-device"}, rm), 2},
-		{"hello with files", false, raw(frame{Kind: kindRequest, ID: 1, Op: "hello"}, &Hello{Min: 1, Current: 1}), 1},
-		{"second hello", true, raw(frame{Kind: kindRequest, ID: 2, Op: "hello"}, &Hello{Min: 1, Current: 1}), 0},
+		{"hello with files", false, raw(frame{Kind: kindRequest, ID: 1, Op: "hello"}, &Hello{Min: VersionMin, Current: VersionCurrent}), 1},
+		{"second hello", true, raw(frame{Kind: kindRequest, ID: 2, Op: "hello"}, &Hello{Min: VersionMin, Current: VersionCurrent}), 0},
 		{"not CBOR", true, []byte{0xff, 0x00}, 2},
 		{"trailing byte", true, append(raw(frame{Kind: kindPong}, nil), 0), 1},
 		{"unknown operation", true, raw(frame{Kind: kindRequest, ID: 2, Op: "open-file"}, rm), 4},
@@ -84,7 +84,9 @@ func TestHelloVersions(t *testing.T) {
 	for _, tt := range []struct {
 		min, current int
 		ok           bool
-	}{{1, 1, true}, {1, 9, true}, {2, 9, false}, {0, 1, false}, {3, 2, false}} {
+	}{
+		{VersionMin, VersionCurrent, true}, {1, 9, true}, {VersionCurrent + 1, 9, false}, {1, VersionMin - 1, false}, {0, 1, false}, {3, 2, false},
+	} {
 		conn := rawClient(t, path)
 		if _, err := conn.Write(packet(t, frame{Kind: kindRequest, ID: 1, Op: "hello"}, &Hello{Min: tt.min, Current: tt.current})); err != nil {
 			t.Fatal(err)

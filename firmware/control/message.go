@@ -21,8 +21,8 @@ import (
 //  5. Hello and HelloReply never lose or rename a field.
 //  6. VersionMin rises only when no released davitd or vcard speaks the old one.
 const (
-	VersionMin     = 1
-	VersionCurrent = 1
+	VersionMin     = 2
+	VersionCurrent = 2
 )
 
 // Limits of the protocol. Each side checks what it receives against them.
@@ -97,15 +97,16 @@ type AttachBus struct {
 // Files: the volume (a regular file or block device, opened for writing unless
 // ReadOnly); with Listen the listening socket.
 type AddDevice struct {
-	Instance     string     `json:"instance"`
-	Name         string     `json:"name"` // the volume's
-	Serial       string     `json:"serial,omitempty"`
-	Queues       int        `json:"queues"` // 1..spec.MaxQueues
-	ReadOnly     bool       `json:"readOnly,omitempty"`
-	Listen       bool       `json:"listen,omitempty"`
-	MemoryOffset spec.Bytes `json:"memoryOffset"`
-	MemorySize   spec.Bytes `json:"memorySize"`
-	Generation   string     `json:"generation,omitempty"` // the only VMM that may use it; empty: as set by StartVMM
+	Instance     string       `json:"instance"`
+	Name         string       `json:"name"` // the volume's
+	Serial       string       `json:"serial,omitempty"`
+	Queues       int          `json:"queues"` // 1..spec.MaxQueues
+	ReadOnly     bool         `json:"readOnly,omitempty"`
+	Listen       bool         `json:"listen,omitempty"`
+	MemoryOffset spec.Bytes   `json:"memoryOffset"`
+	MemorySize   spec.Bytes   `json:"memorySize"`
+	Generation   string       `json:"generation,omitempty"` // the only VMM that may use it; empty: as set by StartVMM
+	Limits       *spec.Limits `json:"limits,omitempty"`     // how fast it works; nil: no limits
 }
 
 // RemoveDevice drains a device, ends its session and gives up its volume. The

@@ -50,6 +50,7 @@ type Volume struct {
 	ReadOnly bool       `json:"readOnly,omitempty"` // VIRTIO_BLK_F_RO is offered, writes fail
 	Serial   string     `json:"serial,omitempty"`   // VIRTIO_BLK_T_GET_ID, at most 20 ASCII characters; default: the name
 	Queues   int        `json:"queues,omitempty"`   // 1..16; default 1
+	Limits   *Limits    `json:"limits,omitempty"`   // nil: none; never changed in place
 }
 
 // Firmware is what an instance's VMM starts when no kernel is given.
@@ -211,6 +212,9 @@ func (v *Volume) Validate() error {
 	}
 	if v.Queues < 0 || v.Queues > MaxQueues {
 		return fmt.Errorf("queues: %d is not between 1 and %d", v.Queues, MaxQueues)
+	}
+	if v.Limits != nil {
+		return v.Limits.Validate()
 	}
 	return nil
 }

@@ -7,6 +7,7 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/fxamacker/cbor/v2"
 )
@@ -76,6 +77,17 @@ func TestParseInstanceRefuses(t *testing.T) {
 		{"kind", "kind: file", "kind: tape", "volumes[0]"},
 		{"serial long", "ROOT1", "ROOT12345678901234567890", "serial"},
 		{"queues", "queues: 2", "queues: 17", "queues"},
+		{"limits without any", "queues: 2", "limits: {}", "neither iops nor bandwidth"},
+		{"limits of a burst alone", "queues: 2", "limits: {burst: 1s}", "neither iops nor bandwidth"},
+		{"limits misspelt", "queues: 2", "limits: {iop: 5}", "iop"},
+		{"iops high", "queues: 2", "limits: {iops: 1000001}", "iops"},
+		{"iops negative", "queues: 2", "limits: {iops: -1}", "iops"},
+		{"bandwidth low", "queues: 2", "limits: {bandwidth: 1KiB}", "bandwidth"},
+		{"bandwidth high", "queues: 2", "limits: {bandwidth: 2TiB}", "bandwidth"},
+		{"burst low", "queues: 2", "limits: {iops: 5, burst: 1us}", "burst"},
+		{"burst high", "queues: 2", "limits: {iops: 5, burst: 2m}", "burst"},
+		{"burst negative", "queues: 2", "limits: {iops: 5, burst: -1s}", "burst"},
+		{"burst without unit", "queues: 2", "limits: {iops: 5, burst: 100}", "such as 100ms"},
 		{"size unaligned", "size: 64MiB", "size: 1000", "size"},
 		{"volume twice", "name: scratch", "name: demo-root", "twice"},
 		{"initrd alone", "kernel: vmlinuz\n", "\n", "need a kernel"},
@@ -96,6 +108,31 @@ func TestParseInstanceRefuses(t *testing.T) {
 				t.Errorf("error %q does not name %q", err, tt.want)
 			}
 		})
+	}
+}
+
+func TestLimits(t *testing.T) {
+	text := strings.Replace(goodInstance, "queues: 2", "limits: {iops: 500, bandwidth: 10MiB, burst: 1s}", 1)
+	in, err := ParseInstance([]byte(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := Limits{IOPS: 500, Bandwidth: 10 * MiB, Burst: Duration(time.Second)}
+	if got := in.Volumes[0].Limits; !SameLimits(got, &want) || got.String() != "500 iops, 10MiB/s, burst 1s" {
+		t.Errorf("got %v, want %v", got, &want)
+	}
+	again, err := EncodeYAML(in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if back, err := ParseInstance(again); err != nil || !reflect.DeepEqual(back, in) {
+		t.Errorf("got %+v, %v after a round trip, want %+v\n%s", back, err, in, again)
+	}
+	if got := (&Limits{IOPS: 1}).BurstOrDefault(); got != time.Duration(DefaultBurst) {
+		t.Errorf("default burst %v", got)
+	}
+	if (*Limits)(nil).String() != "none" || SameLimits(nil, &want) || !SameLimits(nil, nil) {
+		t.Error("no limits are not none")
 	}
 }
 

@@ -39,6 +39,7 @@ type QueueStats struct {
 	Flushes    uint64 `json:"flushes"`
 	Discards   uint64 `json:"discards"` // discard and write-zeroes requests
 	Errors     uint64 `json:"errors"`
+	Waited     uint64 `json:"waited,omitempty"` // requests that the volume's limits held back
 }
 
 // DeviceStatus is one virtio device of an instance. Its phases:
@@ -54,6 +55,7 @@ type DeviceStatus struct {
 	Kind     string `json:"kind"` // "virtio-blk"
 	Capacity Bytes  `json:"capacity"`
 	Condition
+	Limits *Limits      `json:"limits,omitempty"` // in force
 	Queues []QueueStats `json:"queues,omitempty"`
 }
 

@@ -86,7 +86,7 @@ func (c *Card) newDevice(req *control.AddDevice, volume, listener *os.File) (d *
 		return nil, errors.Join(err, closeListener(ln))
 	}
 	noise := slog.New(limitLog(c.cfg.Log.Handler(), c.cfg.Now)).With("instance", req.Instance, "device", req.Name)
-	blk, err := vblk.New(vol, vblk.Options{Serial: req.Serial, Queues: req.Queues, Log: noise, Now: c.cfg.Now})
+	blk, err := vblk.New(vol, vblk.Options{Serial: req.Serial, Queues: req.Queues, Limits: limits(req.Limits), Log: noise, Now: c.cfg.Now})
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("%w: %w", control.ErrInvalid, err), vol.Close(), closeListener(ln))
 	}
@@ -100,6 +100,14 @@ func (c *Card) newDevice(req *control.AddDevice, volume, listener *os.File) (d *
 		listener: ln, turn: make(chan struct{}, turns), drains: make(chan struct{}, 1), gone: make(chan struct{}), generation: req.Generation,
 		condition: spec.Condition{Phase: spec.PhasePending, Reason: "no front end has connected", Since: c.cfg.Now().UTC()},
 	}, nil
+}
+
+// limits are a device's limits as vblk knows them.
+func limits(l *spec.Limits) vblk.Limits {
+	if l == nil {
+		return vblk.Limits{}
+	}
+	return vblk.Limits{IOPS: l.IOPS, Bandwidth: uint64(l.Bandwidth), Burst: l.BurstOrDefault()}
 }
 
 func closeFile(f *os.File) error {
@@ -188,13 +196,13 @@ func (d *device) status() control.Device {
 		Instance: d.req.Instance, ReadOnly: d.req.ReadOnly, Listen: d.req.Listen, Generation: d.generation,
 		MemoryOffset: d.req.MemoryOffset, MemorySize: d.req.MemorySize,
 		DeviceStatus: spec.DeviceStatus{
-			Name: d.req.Name, Kind: "virtio-blk", Capacity: spec.Bytes(d.volume.Info().Size), Condition: d.condition,
+			Name: d.req.Name, Kind: "virtio-blk", Capacity: spec.Bytes(d.volume.Info().Size), Condition: d.condition, Limits: d.req.Limits,
 		},
 	}
 	for _, s := range d.blk.Stats() {
 		st.Queues = append(st.Queues, spec.QueueStats{
 			Reads: s.Reads, Writes: s.Writes, ReadBytes: s.ReadBytes, WriteBytes: s.WriteBytes,
-			Flushes: s.Flushes, Discards: s.Discards, Errors: s.Errors,
+			Flushes: s.Flushes, Discards: s.Discards, Errors: s.Errors, Waited: s.Waited,
 		})
 	}
 	return st

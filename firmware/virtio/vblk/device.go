@@ -36,7 +36,9 @@ type Options struct {
 	ConfigWCE bool
 	// Log gets failed requests, at most one line a second. Default: no log.
 	Log *slog.Logger
-	// Now is the clock for that limit. Default: time.Now.
+	// Limits hold the guest back from the beginning on; see SetLimits. Default: none.
+	Limits Limits
+	// Now is the clock for the log's limit and for Limits. Default: time.Now.
 	Now func() time.Time
 }
 
@@ -52,6 +54,7 @@ type Device struct {
 	depth   int
 	serial  [MaxSerial]byte
 	log     limitedLog
+	limit   limiter // of all queues together
 
 	writeback atomic.Bool // write cache is on
 	stats     []counters  // one for each queue
@@ -84,8 +87,10 @@ func New(volume disk.Volume, opts Options) (*Device, error) {
 	d := &Device{
 		volume: volume, queues: opts.Queues, depth: opts.Depth,
 		log:   limitedLog{log: opts.Log, now: opts.Now},
+		limit: limiter{now: opts.Now},
 		stats: make([]counters, opts.Queues),
 	}
+	d.limit.set(opts.Limits)
 	copy(d.serial[:], opts.Serial)
 	if t, ok := volume.(disk.Trimmer); ok && !volume.Info().ReadOnly {
 		d.trimmer = t
@@ -150,6 +155,10 @@ func (d *Device) Grow() (int64, error) {
 	return size, nil
 }
 
+// SetLimits changes how fast the device works, at once: also for requests that
+// wait. Setting those that are in force changes nothing.
+func (d *Device) SetLimits(l Limits) { d.limit.set(l) }
+
 // Stats returns the counters of each queue.
 func (d *Device) Stats() []Stats {
 	all := make([]Stats, len(d.stats))
@@ -161,7 +170,7 @@ func (d *Device) Stats() []Stats {
 
 // Serve implements virtio.Device.
 func (d *Device) Serve(ctx context.Context, q virtio.Queue) error {
-	s := &server{Device: d, ctx: ctx, queue: q.Index, features: q.Features, stats: &d.stats[q.Index]}
+	s := &server{Device: d, ctx: ctx, stop: ctx, queue: q.Index, features: q.Features, stats: &d.stats[q.Index]}
 	if !q.MayLeave() {
 		s.ctx = context.WithoutCancel(ctx)
 	}

@@ -42,9 +42,15 @@
 // Grow makes room that the volume's store got usable while drivers run, and tells
 // them. Nothing shrinks: a driver has no way to give up what it uses.
 //
+// # Limits
+//
+// A device may be held to a number of requests and of bytes a second. A request waits
+// for its turn before it is executed; those of all queues pass in the order in which they came.
+//
 // # Stopping
 //
-// Serve returns when what executes has ended. So that this does not take long,
+// Serve returns when what executes has ended; what waits for its turn is left, or executed
+// at once where requests may not be left (see virtq.Queue.MayLeave). So that this does not take long,
 // whatever a guest asked for, a read or write moves in pieces of 64 MiB and
 // is given up between two of them where the queue allows it (it is then executed again, as after a restart),
 // and a request zeroes at most 64 MiB, in one range.

@@ -50,6 +50,7 @@ func parseHeader(b [headerSize]byte) header {
 type server struct {
 	*Device
 	ctx      context.Context // ends when requests are to be left
+	stop     context.Context // ends when nothing is to be waited for
 	queue    int
 	features virtio.Features // accepted by the driver
 	stats    *counters
@@ -61,6 +62,7 @@ type request struct {
 	header
 	status     []byte // one byte of guest memory
 	room, data uint64 // writable bytes, and all bytes, that are left
+	passed     bool   // the limits let it pass
 }
 
 // try implements virtq.Service: it begins with a request, and ends it if nothing
@@ -69,6 +71,9 @@ func (s *server) try(c *virtq.Chain) (uint32, error) {
 	r := &s.requests[c.Slot()]
 	if err := r.open(c); err != nil {
 		return 0, err
+	}
+	if r.passed = s.pass(r); !r.passed {
+		return 0, virtq.ErrWouldBlock
 	}
 	if s.prompt == nil || r.data > maxPrompt {
 		return 0, virtq.ErrWouldBlock
@@ -109,7 +114,34 @@ func (r *request) open(c *virtq.Chain) error {
 // handle implements virtq.Service for a request that try has begun with.
 func (s *server) handle(c *virtq.Chain) (uint32, error) {
 	r := &s.requests[c.Slot()]
+	if !r.passed && !s.wait(r) {
+		return 0, virtq.ErrStopped
+	}
 	return s.finish(r, s.execute(r, c))
+}
+
+// pass says whether the device's limits let a request pass at once.
+func (s *server) pass(r *request) bool {
+	switch r.kind {
+	case typeIn, typeOut, typeFlush, typeDiscard, typeWriteZeroes:
+		return s.limit.pass(r.moves())
+	}
+	return true // it does not come to the volume
+}
+
+// moves is how many bytes a request moves from or to the volume.
+func (r *request) moves() uint64 {
+	if r.kind == typeIn || r.kind == typeOut {
+		return r.data
+	}
+	return 0
+}
+
+// wait lets a request pass in its turn. A queue that is to stop waits for no turn:
+// false, or, where requests may not be left, at once.
+func (s *server) wait(r *request) bool {
+	s.stats.waited.Add(1)
+	return s.limit.wait(s.stop, r.moves()) || s.ctx.Err() == nil
 }
 
 // finish writes the status.

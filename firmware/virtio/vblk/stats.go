@@ -9,6 +9,7 @@ type Stats struct {
 	Reads, Writes, Flushes, Discards uint64 // requests; Discards includes write-zeroes
 	ReadBytes, WriteBytes            uint64
 	Errors                           uint64 // requests with a status other than OK
+	Waited                           uint64 // requests that the limits held back
 }
 
 // counters is Stats while it is counted. It has its cache lines to itself, so that
@@ -16,13 +17,15 @@ type Stats struct {
 type counters struct {
 	reads, writes, flushes, discards atomic.Uint64
 	readBytes, writeBytes, errors    atomic.Uint64
-	_                                [72]byte
+	waited                           atomic.Uint64
+	_                                [64]byte
 }
 
 func (c *counters) snapshot() Stats {
 	return Stats{
 		Reads: c.reads.Load(), Writes: c.writes.Load(), Flushes: c.flushes.Load(), Discards: c.discards.Load(),
 		ReadBytes: c.readBytes.Load(), WriteBytes: c.writeBytes.Load(), Errors: c.errors.Load(),
+		Waited: c.waited.Load(),
 	}
 }
 

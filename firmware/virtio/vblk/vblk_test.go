@@ -112,6 +112,11 @@ func (g *guest) raw(readable, writable []virtqtest.Buf) uint32 {
 	if g.driver.Publish() {
 		g.kick.Signal()
 	}
+	return g.collect()
+}
+
+// collect waits for a request to be used, and returns its length.
+func (g *guest) collect() uint32 {
 	for {
 		if _, n, ok := g.driver.Collect(); ok {
 			return n
