@@ -33,6 +33,10 @@ func (a *agent) ops() []mailbox.Op {
 		mailbox.Handle("instance.delete", a.opDelete),
 		mailbox.HandleStream("instance.console", a.opConsole),
 		mailbox.Handle("volume.list", a.opVolumes),
+		mailbox.Handle("volume.show", a.opVolumeShow),
+		mailbox.Handle("volume.create", a.opVolumeCreate),
+		mailbox.Handle("volume.delete", a.opVolumeDelete),
+		mailbox.Handle("volume.limit", a.opVolumeLimit),
 		mailbox.Handle("volume.digest", a.opVolumeDigest),
 		mailbox.HandleStream("log.tail", a.opLogTail),
 		mailbox.Handle("reboot", a.opReboot),
@@ -73,14 +77,6 @@ func (s StopArgs) Validate() error {
 // that sends it, is the judge of it.
 type CreateArgs struct {
 	YAML string `json:"yaml"`
-}
-
-// DigestArgs name a range of a volume.
-type DigestArgs struct {
-	Kind   spec.VolumeKind `json:"kind"`
-	Name   string          `json:"name"`
-	Offset spec.Bytes      `json:"offset"`
-	Length spec.Bytes      `json:"length"` // at most instance.MaxDigest
 }
 
 // TailArgs say where a log begins and whether it goes on.
@@ -135,14 +131,6 @@ func (a *agent) opStop(ctx context.Context, _ *mailbox.Command, args StopArgs) (
 
 func (a *agent) opDelete(ctx context.Context, _ *mailbox.Command, args Named) (any, error) {
 	return nil, a.instances.Delete(ctx, args.Name)
-}
-
-func (a *agent) opVolumes(context.Context, *mailbox.Command, None) (any, error) {
-	return a.instances.Volumes()
-}
-
-func (a *agent) opVolumeDigest(_ context.Context, _ *mailbox.Command, args DigestArgs) (any, error) {
-	return a.instances.VolumeDigest(args.Kind, args.Name, args.Offset, args.Length)
 }
 
 // opReboot has init reboot the card once the receipt has left. That init is

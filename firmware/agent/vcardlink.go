@@ -366,6 +366,18 @@ func (l *vcardLink) AddDevice(ctx context.Context, d instance.Device, volume *os
 	return err
 }
 
+// LimitDevice implements instance.Host.
+func (l *vcardLink) LimitDevice(ctx context.Context, inst, name string, limits *spec.Limits) error {
+	c, err := l.current()
+	if err != nil {
+		return err
+	}
+	if err := c.LimitDevice(ctx, inst, name, limits); !errors.Is(err, control.ErrNotFound) {
+		return err
+	}
+	return nil
+}
+
 // RemoveDevice implements instance.Host.
 func (l *vcardLink) RemoveDevice(ctx context.Context, inst, name string) error {
 	c, err := l.current()

@@ -35,6 +35,12 @@ func (c *Client) AddDevice(ctx context.Context, req AddDevice, volume, listener 
 	return err
 }
 
+// LimitDevice changes how fast a device works; nil: without limits. Errors: ErrNotFound.
+func (c *Client) LimitDevice(ctx context.Context, instance, name string, limits *spec.Limits) error {
+	_, err := call[Done](ctx, c, &LimitDevice{Instance: instance, Name: name, Limits: limits})
+	return err
+}
+
 // RemoveDevice drains a device and gives up its volume. Errors: ErrNotFound.
 func (c *Client) RemoveDevice(ctx context.Context, instance, name string) error {
 	_, err := call[Done](ctx, c, &RemoveDevice{Instance: instance, Name: name})

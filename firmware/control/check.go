@@ -69,6 +69,10 @@ func (m *AddDevice) check() error {
 	return checkMemory(m.MemoryOffset, m.MemorySize, m.Listen)
 }
 
+func (m *LimitDevice) check() error {
+	return errors.Join(spec.CheckName("instance", m.Instance), spec.CheckName("device", m.Name), checkLimits(m.Limits))
+}
+
 func (m *RemoveDevice) check() error {
 	return errors.Join(spec.CheckName("instance", m.Instance), spec.CheckName("device", m.Name))
 }
@@ -158,13 +162,15 @@ func (d *Device) check() error {
 	if len(d.Queues) > spec.MaxQueues {
 		return fmt.Errorf("device: %d queues", len(d.Queues))
 	}
-	if d.Limits != nil {
-		if err := d.Limits.Validate(); err != nil {
-			return fmt.Errorf("device: %w", err)
-		}
-	}
 	return errors.Join(spec.CheckName("instance", d.Instance), spec.CheckName("device", d.Name),
-		checkText("kind", d.Kind, 32), checkCondition(d.Condition), checkGeneration(d.Generation, true))
+		checkText("kind", d.Kind, 32), checkLimits(d.Limits), checkCondition(d.Condition), checkGeneration(d.Generation, true))
+}
+
+func checkLimits(l *spec.Limits) error {
+	if l == nil {
+		return nil
+	}
+	return l.Validate()
 }
 
 func checkVMM(v *spec.VMMStatus) error {

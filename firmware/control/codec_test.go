@@ -26,6 +26,7 @@ func samples() []message {
 		&HelloReply{Version: VersionCurrent, Build: "y", Started: cond.Since, Sandbox: []spec.Check{{Name: "a", Result: "failed", Detail: "d"}}},
 		&AttachBus{Listen: true, WindowBase: 2 * spec.MiB, WindowSize: 4 * spec.MiB, FileOffset: 2 * spec.MiB},
 		&AddDevice{Instance: "web", Name: "root", Serial: "s", Queues: 3, ReadOnly: true, MemoryOffset: 2 * spec.MiB, MemorySize: 2 * spec.MiB, Generation: testGen, Limits: &spec.Limits{IOPS: 5, Bandwidth: spec.MiB, Burst: spec.MaxBurst}},
+		&LimitDevice{Instance: "web", Name: "root", Limits: &spec.Limits{IOPS: 1}}, &LimitDevice{Instance: "web", Name: "root"},
 		&RemoveDevice{Instance: "web", Name: "root"},
 		&StartVMM{Order: testOrder(), Kernel: true, Initrd: true},
 		&StartVMMReply{Order: order},

@@ -171,6 +171,7 @@ func TestCalls(t *testing.T) {
 		{"attach", func() error { return c.AttachBus(ctx, attach, tempFile(t, "bus"), tempFile(t, "win")) }, &attach, []string{"bus", "win"}},
 		{"add", func() error { return c.AddDevice(ctx, add, tempFile(t, "vol"), nil) }, &add, []string{"vol"}},
 		{"add local", func() error { return c.AddDevice(ctx, local, tempFile(t, "vol"), tempFile(t, "sock")) }, &local, []string{"vol", "sock"}},
+		{"limit", func() error { return c.LimitDevice(ctx, "web", "root", &spec.Limits{IOPS: 7}) }, &LimitDevice{Instance: "web", Name: "root", Limits: &spec.Limits{IOPS: 7}}, nil},
 		{"remove", func() error { return c.RemoveDevice(ctx, "web", "root") }, &RemoveDevice{Instance: "web", Name: "root"}, nil},
 		{"start", func() error {
 			o, err := c.StartVMM(ctx, testOrder(), tempFile(t, "krn"), tempFile(t, "ird"))

@@ -109,6 +109,13 @@ type AddDevice struct {
 	Limits       *spec.Limits `json:"limits,omitempty"`     // how fast it works; nil: no limits
 }
 
+// LimitDevice changes how fast a device works, at once. Nil: as fast as it can.
+type LimitDevice struct {
+	Instance string       `json:"instance"`
+	Name     string       `json:"name"`
+	Limits   *spec.Limits `json:"limits,omitempty"`
+}
+
 // RemoveDevice drains a device, ends its session and gives up its volume. The
 // reply comes when nothing of it is in flight and the volume is flushed.
 type RemoveDevice struct {

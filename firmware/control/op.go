@@ -7,6 +7,7 @@ var requests = map[string]func() Request{
 	"hello":         func() Request { return new(Hello) },
 	"attach-bus":    func() Request { return new(AttachBus) },
 	"add-device":    func() Request { return new(AddDevice) },
+	"limit-device":  func() Request { return new(LimitDevice) },
 	"remove-device": func() Request { return new(RemoveDevice) },
 	"start-vmm":     func() Request { return new(StartVMM) },
 	"stop-vmm":      func() Request { return new(StopVMM) },
@@ -22,6 +23,7 @@ var requests = map[string]func() Request{
 func (*Hello) op() string         { return "hello" }
 func (*AttachBus) op() string     { return "attach-bus" }
 func (*AddDevice) op() string     { return "add-device" }
+func (*LimitDevice) op() string   { return "limit-device" }
 func (*RemoveDevice) op() string  { return "remove-device" }
 func (*StartVMM) op() string      { return "start-vmm" }
 func (*StopVMM) op() string       { return "stop-vmm" }
@@ -35,6 +37,7 @@ func (*Shutdown) op() string      { return "shutdown" }
 
 func (*Hello) files() int         { return 0 }
 func (*AttachBus) files() int     { return 2 }
+func (*LimitDevice) files() int   { return 0 }
 func (*RemoveDevice) files() int  { return 0 }
 func (*StopVMM) files() int       { return 0 }
 func (*ConsoleRead) files() int   { return 0 }

@@ -29,6 +29,9 @@ var ErrHostLost = errors.New("the host went away before it answered")
 type Host interface {
 	// AddDevice offers a disk to the host. Adding what is there already is no error.
 	AddDevice(ctx context.Context, d Device, volume *os.File) error
+	// LimitDevice changes how fast a disk works, nil for as fast as it can. A missing
+	// one is no error: it gets its limits when it is added.
+	LimitDevice(ctx context.Context, instance, name string, limits *spec.Limits) error
 	// RemoveDevice drains a disk and revokes its access. A missing one is no error.
 	RemoveDevice(ctx context.Context, instance, name string) error
 	// StartVMM scrubs the instance's memory, places the boot files in it and has

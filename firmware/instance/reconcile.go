@@ -193,9 +193,9 @@ func (r *runner) reconcileBlind(ctx context.Context, obs *Observation) time.Time
 // keepDevices gives a vcard that was restarted the disks that it lost, also
 // while the host is away: its front ends must find them when it comes back.
 func (r *runner) keepDevices(ctx context.Context, obs *Observation) time.Time {
-	if len(obs.devices(r.spec.Name)) == len(r.spec.Volumes) {
+	if devices := obs.devices(r.spec.Name); len(devices) == len(r.spec.Volumes) {
 		r.lacks = ""
-		return time.Time{}
+		return r.keepLimits(ctx, devices)
 	}
 	call, cancel := context.WithTimeout(ctx, stopTimeout)
 	defer cancel()

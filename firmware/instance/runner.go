@@ -33,13 +33,14 @@ type wish struct {
 	phase  spec.Phase
 	grace  time.Duration
 	remove bool
+	limit  *limitWish
 	reply  chan error
 }
 
 // runner owns one instance. All fields without a note belong to its goroutine.
 type runner struct {
 	svc    *Service
-	spec   spec.Instance // never changes
+	spec   spec.Instance // as created; the limits of its volumes change, and only rec has them
 	wishes chan wish
 	gone   chan struct{} // closed when the instance has been removed
 
@@ -148,7 +149,7 @@ func (r *runner) loop(ctx context.Context) {
 			timer.Stop()
 			return
 		case w := <-r.wishes:
-			err := r.grant(w)
+			err := r.grant(ctx, w)
 			w.reply <- err
 			if w.remove && err == nil {
 				close(r.gone)
@@ -163,7 +164,10 @@ func (r *runner) loop(ctx context.Context) {
 }
 
 // grant stores a wish.
-func (r *runner) grant(w wish) error {
+func (r *runner) grant(ctx context.Context, w wish) error {
+	if w.limit != nil {
+		return r.grantLimit(ctx, w.limit)
+	}
 	if w.remove {
 		if r.rec.Generation != "" || r.rec.Desired != spec.PhaseStopped {
 			return fmt.Errorf("instance %s: %w; stop it first", r.spec.Name, ErrBusy)
@@ -211,6 +215,7 @@ func (r *runner) save(next record) error {
 	}
 	r.rec = next
 	r.mu.Lock()
+	r.status.Spec = next.Spec
 	r.status.Desired, r.status.Generation, r.status.PoolOffset = next.Desired, next.Generation, next.PoolOffset
 	r.mu.Unlock()
 	return nil
@@ -294,7 +299,7 @@ func (r *runner) order(ctx context.Context) error {
 // vcard has lost them.
 func (r *runner) addDevices(ctx context.Context, create bool) error {
 	for i := range r.spec.Volumes {
-		v := r.spec.Volumes[i]
+		v := r.rec.Spec.Volumes[i]
 		f, err := r.svc.volumes.open(&v, create)
 		if err != nil {
 			return err

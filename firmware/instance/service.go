@@ -276,21 +276,3 @@ func (s *Service) List() []spec.InstanceStatus {
 	slices.SortFunc(out, func(a, b spec.InstanceStatus) int { return cmp.Compare(a.Spec.Name, b.Spec.Name) })
 	return out
 }
-
-// Volumes lists the card's volumes.
-func (s *Service) Volumes() ([]VolumeInfo, error) { return s.volumes.list() }
-
-// OpenVolume opens an existing volume for reading and writing, for a device
-// that belongs to no instance. The caller closes it.
-func (s *Service) OpenVolume(kind spec.VolumeKind, name string) (*os.File, error) {
-	if err := spec.CheckName("volume", name); err != nil {
-		return nil, err
-	}
-	return s.volumes.open(&spec.Volume{Name: name, Kind: kind}, false)
-}
-
-// VolumeDigest is SHA-256 over [offset, offset+length) of a volume as the
-// card's storage holds it now; length is at most MaxDigest.
-func (s *Service) VolumeDigest(kind spec.VolumeKind, name string, offset, length spec.Bytes) ([]byte, error) {
-	return s.volumes.digest(kind, name, offset, length)
-}

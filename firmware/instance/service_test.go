@@ -64,6 +64,19 @@ func (w *world) AddDevice(_ context.Context, d Device, f *os.File) error {
 	return nil
 }
 
+func (w *world) LimitDevice(_ context.Context, instance, name string, l *spec.Limits) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if err := w.call(fmt.Sprintf("limit %s: %s", name, l)); err != nil {
+		return err
+	}
+	if d, ok := w.devices[instance+"/"+name]; ok {
+		d.Volume.Limits = l
+		w.devices[instance+"/"+name] = d
+	}
+	return nil
+}
+
 func (w *world) RemoveDevice(_ context.Context, instance, name string) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -135,7 +148,7 @@ func (w *world) show() {
 		o.VMMs = append(o.VMMs, v)
 	}
 	for _, d := range w.devices {
-		o.Devices = append(o.Devices, DeviceState{d.Instance, spec.DeviceStatus{Name: d.Volume.Name, Condition: spec.Condition{Phase: spec.PhaseReady}}})
+		o.Devices = append(o.Devices, DeviceState{d.Instance, spec.DeviceStatus{Name: d.Volume.Name, Limits: d.Volume.Limits, Condition: spec.Condition{Phase: spec.PhaseReady}}})
 	}
 	w.mu.Unlock()
 	w.svc.Observe(o)

@@ -31,14 +31,6 @@ type volumes struct {
 
 const volumeSuffix = ".img"
 
-// VolumeInfo is a volume as it lies on the card.
-type VolumeInfo struct {
-	Name      string          `json:"name"`
-	Kind      spec.VolumeKind `json:"kind"`
-	Size      spec.Bytes      `json:"size"`
-	Allocated spec.Bytes      `json:"allocated"` // blocks in use: less than Size for a sparse file
-}
-
 // open opens the volume's file; with create it is made when the spec gives a size
 // and it is not there yet. A file of another size than the spec says is refused:
 // growing or cutting somebody's disk is not a side effect of a start.
@@ -53,7 +45,10 @@ func (v *volumes) open(vol *spec.Volume, create bool) (*os.File, error) {
 	}
 	f, err := os.OpenFile(path, flags|syscall.O_NOFOLLOW, 0)
 	if errors.Is(err, fs.ErrNotExist) && create && vol.Size > 0 {
-		return v.create(path, flags, vol)
+		if err := v.create(vol); err != nil && !errors.Is(err, fs.ErrExist) {
+			return nil, err
+		}
+		return v.open(vol, false) // what is there now, whoever made it
 	}
 	if err != nil {
 		return nil, fmt.Errorf("open volume %s: %w", vol.Name, err)
@@ -76,34 +71,53 @@ func (v *volumes) open(vol *spec.Volume, create bool) (*os.File, error) {
 }
 
 // create makes a sparse file under another name first, so that a crash leaves
-// no volume of the wrong size.
+// no volume of the wrong size. It fails with fs.ErrExist, and changes nothing, when
+// there is one of that name.
 //
 // Sparse, because it is there at once, whatever its size, and because a guest's
 // discards give room back. But a guest may fill what it was given at any time:
 // so room for all of every volume must be there when one is made, beside the
 // reserve for what the card itself writes.
-func (v *volumes) create(path string, flags int, vol *spec.Volume) (*os.File, error) {
+func (v *volumes) create(vol *spec.Volume) error {
+	path := v.path(vol.Kind, vol.Name)
 	v.creating.Lock()
 	defer v.creating.Unlock()
 	if err := v.checkRoom(vol); err != nil {
-		return nil, fmt.Errorf("create volume %s: %w", vol.Name, err)
+		return fmt.Errorf("create volume %s: %w", vol.Name, err)
 	}
 	tmp, err := os.CreateTemp(filepath.Dir(path), "."+vol.Name+"-*")
 	if err != nil {
-		return nil, fmt.Errorf("create volume %s: %w", vol.Name, err)
+		return fmt.Errorf("create volume %s: %w", vol.Name, err)
 	}
 	defer os.Remove(tmp.Name())
 	err = errors.Join(tmp.Truncate(int64(vol.Size)), tmp.Sync(), tmp.Close())
 	if err == nil {
-		err = os.Rename(tmp.Name(), path)
+		err = os.Link(tmp.Name(), path)
 	}
 	if err == nil {
 		err = syncDir(filepath.Dir(path))
 	}
 	if err != nil {
-		return nil, fmt.Errorf("create volume %s: %w", vol.Name, err)
+		return fmt.Errorf("create volume %s: %w", vol.Name, err)
 	}
-	return os.OpenFile(path, flags, 0)
+	return nil
+}
+
+// remove deletes a volume that nobody has open.
+func (v *volumes) remove(kind spec.VolumeKind, name string) error {
+	path := v.path(kind, name)
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW, 0)
+	if err != nil {
+		return fmt.Errorf("delete volume %s: %w", name, err)
+	}
+	defer f.Close()
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil { // see disk.OpenFile
+		return fmt.Errorf("delete volume %s: it is in use: %w", name, err)
+	}
+	if err := os.Remove(path); err != nil {
+		return fmt.Errorf("delete volume %s: %w", name, err)
+	}
+	return syncDir(filepath.Dir(path))
 }
 
 // minReserve, or a twentieth of the file system when that is more, is never given
@@ -157,8 +171,8 @@ func (v *volumes) path(kind spec.VolumeKind, name string) string {
 }
 
 // list returns all volumes of the card.
-func (v *volumes) list() ([]VolumeInfo, error) {
-	var out []VolumeInfo
+func (v *volumes) list() ([]spec.VolumeStatus, error) {
+	var out []spec.VolumeStatus
 	for _, kind := range []spec.VolumeKind{spec.VolumeFile, spec.VolumeMemory} {
 		some, err := listIn(v.dir(kind), kind)
 		if err != nil {
@@ -169,19 +183,19 @@ func (v *volumes) list() ([]VolumeInfo, error) {
 	return out, nil
 }
 
-func listIn(dir string, kind spec.VolumeKind) ([]VolumeInfo, error) {
+func listIn(dir string, kind spec.VolumeKind) ([]spec.VolumeStatus, error) {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return nil, fmt.Errorf("list volumes: %w", err)
 	}
-	var out []VolumeInfo
+	var out []spec.VolumeStatus
 	for _, e := range entries {
 		name, ok := strings.CutSuffix(e.Name(), volumeSuffix)
 		var st syscall.Stat_t
 		if !ok || spec.CheckName("volume", name) != nil || syscall.Lstat(filepath.Join(dir, e.Name()), &st) != nil {
 			continue
 		}
-		out = append(out, VolumeInfo{name, kind, spec.Bytes(st.Size), spec.Bytes(st.Blocks * 512)})
+		out = append(out, spec.VolumeStatus{Name: name, Kind: kind, Size: spec.Bytes(st.Size), Allocated: spec.Bytes(st.Blocks * 512)})
 	}
 	return out, nil
 }

@@ -42,6 +42,14 @@ const (
 	VolumeMemory VolumeKind = "memory" // a file in the card's RAM; zeros again after the card's reboot
 )
 
+// Check refuses what is no kind.
+func (k VolumeKind) Check() error {
+	if k != VolumeFile && k != VolumeMemory {
+		return fmt.Errorf("kind %q is not file or memory", k)
+	}
+	return nil
+}
+
 // Volume is one disk of an instance, served by the card as virtio-blk.
 type Volume struct {
 	Name     string     `json:"name"`               // a Name; unique on the card
@@ -195,14 +203,11 @@ func (v *Volume) Validate() error {
 	if err := CheckName("name", v.Name); err != nil {
 		return err
 	}
-	switch v.Kind {
-	case VolumeFile:
-	case VolumeMemory:
-		if v.Size == 0 {
-			return fmt.Errorf("size: a memory volume needs one")
-		}
-	default:
-		return fmt.Errorf("kind %q is not file or memory", v.Kind)
+	if err := v.Kind.Check(); err != nil {
+		return err
+	}
+	if v.Kind == VolumeMemory && v.Size == 0 {
+		return fmt.Errorf("size: a memory volume needs one")
 	}
 	if v.Size%SectorSize != 0 || v.Size > MaxVolumeBytes {
 		return fmt.Errorf("size %s is not a multiple of %d up to %s", v.Size, SectorSize, MaxVolumeBytes)

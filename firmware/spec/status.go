@@ -59,6 +59,23 @@ type DeviceStatus struct {
 	Queues []QueueStats `json:"queues,omitempty"`
 }
 
+// VolumeStatus is what the card reports of one volume.
+type VolumeStatus struct {
+	Name      string      `json:"name"`
+	Kind      VolumeKind  `json:"kind"`
+	Size      Bytes       `json:"size"`
+	Allocated Bytes       `json:"allocated"`      // blocks in use: less than Size for a sparse file
+	Uses      []VolumeUse `json:"uses,omitempty"` // by the instances that name it
+}
+
+// VolumeUse is an instance's use of a volume.
+type VolumeUse struct {
+	Instance string        `json:"instance"`
+	ReadOnly bool          `json:"readOnly,omitempty"`
+	Limits   *Limits       `json:"limits,omitempty"` // as wanted
+	Device   *DeviceStatus `json:"device,omitempty"` // nil: the instance is down
+}
+
 // InstanceStatus is what the card reports of one instance.
 type InstanceStatus struct {
 	Spec       Instance       `json:"spec"`

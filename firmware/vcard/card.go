@@ -115,6 +115,8 @@ func (c *Card) Handle(ctx context.Context, req control.Request, files *control.F
 		return done(c.attachBus(r, files.Take(0), files.Take(1)))
 	case *control.AddDevice:
 		return done(c.addDevice(r, files.Take(0), files.Take(1)))
+	case *control.LimitDevice:
+		return done(c.limitDevice(r))
 	case *control.RemoveDevice:
 		return done(c.removeDevice(ctx, r.Instance, r.Name))
 	case *control.StartVMM:

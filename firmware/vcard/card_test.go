@@ -228,6 +228,17 @@ func TestRemoveDrains(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	// Limits hold up no removal.
+	limits := &spec.Limits{IOPS: 1, Burst: spec.MinBurst}
+	if err := c.LimitDevice(r.Context(), "web", "root", limits); err != nil {
+		t.Fatal(err)
+	}
+	if st, err := c.Status(r.Context()); err != nil || !spec.SameLimits(st.Devices[0].Limits, limits) {
+		t.Errorf("status %+v, %v", st, err)
+	}
+	if err := c.LimitDevice(r.Context(), "web", "nonesuch", nil); !errors.Is(err, control.ErrNotFound) {
+		t.Errorf("limits of a device that is not there: %v", err)
+	}
 	if err := c.RemoveDevice(r.Context(), "web", "root"); err != nil {
 		t.Fatal(err)
 	}

@@ -38,6 +38,7 @@ type device struct {
 	// guarded by card.mu:
 	generation string // the VMM it serves; "" for any
 	condition  spec.Condition
+	limits     *spec.Limits
 	failure    string // why it failed last; "" again once a queue runs
 	removed    bool
 	sessions   []*session // front ends, the newest last
@@ -97,9 +98,25 @@ func (c *Card) newDevice(req *control.AddDevice, volume, listener *os.File) (d *
 	return &device{
 		server: vhostuser.NewServer(blk),
 		card:   c, req: *req, memory: memoryRange{req.MemoryOffset, req.MemorySize}, volume: vol, blk: blk, noise: noise,
-		listener: ln, turn: make(chan struct{}, turns), drains: make(chan struct{}, 1), gone: make(chan struct{}), generation: req.Generation,
+		listener: ln, turn: make(chan struct{}, turns), drains: make(chan struct{}, 1), gone: make(chan struct{}), generation: req.Generation, limits: req.Limits,
 		condition: spec.Condition{Phase: spec.PhasePending, Reason: "no front end has connected", Since: c.cfg.Now().UTC()},
 	}, nil
+}
+
+// limitDevice changes how fast a device works.
+func (c *Card) limitDevice(req *control.LimitDevice) error {
+	c.mu.Lock()
+	d := c.devices[req.Instance+"/"+req.Name]
+	if d == nil {
+		c.mu.Unlock()
+		return fmt.Errorf("limit device %s/%s: %w", req.Instance, req.Name, control.ErrNotFound)
+	}
+	d.limits = req.Limits
+	d.blk.SetLimits(limits(req.Limits)) // with mu: of two changes the last is in force, and reported
+	c.mu.Unlock()
+	c.log.Info("device limited", "instance", req.Instance, "device", req.Name, "limits", req.Limits.String())
+	c.publishDevice(d)
+	return nil
 }
 
 // limits are a device's limits as vblk knows them.
@@ -196,7 +213,7 @@ func (d *device) status() control.Device {
 		Instance: d.req.Instance, ReadOnly: d.req.ReadOnly, Listen: d.req.Listen, Generation: d.generation,
 		MemoryOffset: d.req.MemoryOffset, MemorySize: d.req.MemorySize,
 		DeviceStatus: spec.DeviceStatus{
-			Name: d.req.Name, Kind: "virtio-blk", Capacity: spec.Bytes(d.volume.Info().Size), Condition: d.condition, Limits: d.req.Limits,
+			Name: d.req.Name, Kind: "virtio-blk", Capacity: spec.Bytes(d.volume.Info().Size), Condition: d.condition, Limits: d.limits,
 		},
 	}
 	for _, s := range d.blk.Stats() {

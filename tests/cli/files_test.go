@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/davit-dpu/davit/firmware/mailbox"
 	"github.com/davit-dpu/davit/firmware/spec"
@@ -37,7 +38,39 @@ func volumes(t *testing.T, env *vm.LoopbackEnv, c *cli) {
 	}
 	c.fails(t, 1, []string{rig.DemoVolume, "64MiB"}, "--card", c.card, "volume", "digest", rig.DemoVolume, "--offset", "64MiB")
 	c.fails(t, 1, []string{"nonesuch"}, "--card", c.card, "volume", "digest", "nonesuch")
+	volumeLife(t, c)
 	c.fails(t, 2, []string{"--length", "4KB"}, "--card", c.card, "volume", "digest", rig.DemoVolume, "--length", "4KB")
+}
+
+// volumeLife makes a volume, gives it to an instance, limits it there, and deletes it.
+func volumeLife(t *testing.T, c *cli) {
+	contains(t, c.ok(t, "volume", "create", "data", "--size", "8MiB"), "volume data of 8MiB is created")
+	c.fails(t, 1, []string{"data", "exists"}, "--card", c.card, "volume", "create", "data", "--size", "8MiB")
+	c.fails(t, 1, []string{"multiple of 512"}, "--card", c.card, "volume", "create", "odd", "--size", "1000")
+	c.fails(t, 2, []string{"--size"}, "--card", c.card, "volume", "create", "odd")
+	contains(t, c.ok(t, "volume", "show", "data"), "data, kind file", "8MiB", "no instance")
+	c.fails(t, 1, []string{"nonesuch", "no such volume"}, "--card", c.card, "volume", "show", "nonesuch")
+
+	spare := strings.NewReplacer("name: web", "name: spare", "demo-root, kind: file", "data, kind: file, limits: {iops: 50}").Replace(webYAML)
+	c.ok(t, "instance", "create", c.write(t, "spare.yaml", spare))
+	contains(t, c.ok(t, "volume", "list"), "data", "spare")
+	contains(t, c.ok(t, "volume", "show", "data"), "instance spare, which reads and writes; limits: 50 iops, burst 100ms")
+	contains(t, c.ok(t, "volume", "limit", "spare", "data", "--bandwidth", "1MiB", "--burst", "2s"), "1MiB/s, burst 2s")
+	var v spec.VolumeStatus
+	c.json(t, &v, "volume", "show", "data")
+	if want := (spec.Limits{Bandwidth: spec.MiB, Burst: spec.Duration(2 * time.Second)}); len(v.Uses) != 1 || !spec.SameLimits(v.Uses[0].Limits, &want) {
+		t.Errorf("volume show --json: %+v", v)
+	}
+	contains(t, c.ok(t, "volume", "limit", "spare", "data", "--none"), "none")
+	c.fails(t, 2, []string{"neither iops", "--none"}, "--card", c.card, "volume", "limit", "spare", "data")
+	c.fails(t, 2, []string{"--none"}, "--card", c.card, "volume", "limit", "spare", "data", "--none", "--iops", "5")
+	c.fails(t, 2, []string{"bandwidth"}, "--card", c.card, "volume", "limit", "spare", "data", "--bandwidth", "1KiB")
+	c.fails(t, 1, []string{"no volume nonesuch"}, "--card", c.card, "volume", "limit", "spare", "nonesuch", "--iops", "5")
+
+	c.fails(t, 1, []string{"data", "belongs to instance spare"}, "--card", c.card, "volume", "delete", "data")
+	c.ok(t, "instance", "delete", "spare")
+	contains(t, c.ok(t, "volume", "delete", "data"), "volume data is deleted")
+	c.fails(t, 1, []string{"data", "no such file"}, "--card", c.card, "volume", "delete", "data")
 }
 
 // receipt is what davit send prints.

@@ -4,7 +4,6 @@ package main
 
 import (
 	"context"
-	"encoding/hex"
 	"fmt"
 	"io"
 	"os"
@@ -200,57 +199,6 @@ func printInstance(w io.Writer, st *spec.InstanceStatus) {
 	}
 	fmt.Fprintf(w, "restarts\t%d, policy %s\n", st.Restarts, orElse(string(st.Spec.Restart), string(spec.RestartNever)))
 	for _, d := range st.Devices {
-		fmt.Fprintf(w, "disk %s\t%s %s, %s (%s)\n", d.Name, d.Kind, d.Capacity, d.Phase, d.Reason)
-		for i, q := range d.Queues {
-			fmt.Fprintf(w, "  queue %d\t%d reads %d B, %d writes %d B, %d flushes, %d discards, %d errors\n", i,
-				q.Reads, q.ReadBytes, q.Writes, q.WriteBytes, q.Flushes, q.Discards, q.Errors)
-		}
+		printDevice(w, "disk "+d.Name, &d)
 	}
-}
-
-func volumeCommand(o *options) *cobra.Command {
-	cmd := &cobra.Command{Use: "volume", Short: "The card's volumes"}
-	var kind string
-	var offset, length spec.Bytes
-	digest := &cobra.Command{
-		Use: "digest NAME", Short: "SHA-256 of a range of a volume, as the card's storage holds it now", Args: exactly(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			sum, err := o.volumeDigest(cmd.Context(), kind, args[0], offset, length)
-			if err != nil {
-				return err
-			}
-			fmt.Fprintln(cmd.OutOrStdout(), hex.EncodeToString(sum))
-			return nil
-		},
-	}
-	digest.Flags().StringVar(&kind, "kind", string(spec.VolumeFile), "file or memory")
-	digest.Flags().TextVar(&offset, "offset", spec.Bytes(0), "first byte")
-	digest.Flags().TextVar(&length, "length", 4*spec.KiB, "number of bytes")
-	cmd.AddCommand(digest, &cobra.Command{
-		Use: "list", Short: "All volumes of the card", Args: exactly(0),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			var list []struct {
-				Name      string     `json:"name"`
-				Kind      string     `json:"kind"`
-				Size      spec.Bytes `json:"size"`
-				Allocated spec.Bytes `json:"allocated"`
-			}
-			if err := o.do(cmd.Context(), "volume.list", nil, &list); err != nil {
-				return err
-			}
-			return o.print(cmd.OutOrStdout(), list, func(w io.Writer) {
-				fmt.Fprintln(w, "NAME\tKIND\tSIZE\tALLOCATED")
-				for _, v := range list {
-					fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", v.Name, v.Kind, v.Size, v.Allocated)
-				}
-			})
-		},
-	})
-	return cmd
-}
-
-func (o *options) volumeDigest(ctx context.Context, kind, name string, offset, length spec.Bytes) ([]byte, error) {
-	var sum []byte
-	err := o.do(ctx, "volume.digest", map[string]any{"kind": kind, "name": name, "offset": offset, "length": length}, &sum)
-	return sum, err
 }
