@@ -170,7 +170,7 @@ func (d *Device) Stats() []Stats {
 
 // Serve implements virtio.Device.
 func (d *Device) Serve(ctx context.Context, q virtio.Queue) error {
-	s := &server{Device: d, ctx: ctx, stop: ctx, queue: q.Index, features: q.Features, stats: &d.stats[q.Index]}
+	s := &server{Device: d, ctx: ctx, stop: q.Stopping(), failed: q.Err, queue: q.Index, features: q.Features, stats: &d.stats[q.Index]}
 	if !q.MayLeave() {
 		s.ctx = context.WithoutCancel(ctx)
 	}

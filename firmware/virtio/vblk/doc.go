@@ -50,7 +50,7 @@
 // # Stopping
 //
 // Serve returns when what executes has ended; what waits for its turn is left, or executed
-// at once where requests may not be left (see virtq.Queue.MayLeave). So that this does not take long,
+// at once where requests may not be left (see virtq.Queue.MayLeave); a queue whose driver broke the protocol leaves it. So that this does not take long,
 // whatever a guest asked for, a read or write moves in pieces of 64 MiB and
 // is given up between two of them where the queue allows it (it is then executed again, as after a restart),
 // and a request zeroes at most 64 MiB, in one range.

@@ -3,7 +3,6 @@
 package vblk
 
 import (
-	"context"
 	"math"
 	"math/bits"
 	"slices"
@@ -112,8 +111,8 @@ func (l *limiter) pass(bytes uint64) bool {
 	return len(l.waiting) == 0 && l.take(bytes) <= 0
 }
 
-// wait lets a request pass in its turn. False: ctx ended before.
-func (l *limiter) wait(ctx context.Context, bytes uint64) bool {
+// wait lets a request pass in its turn. False: stop was closed before.
+func (l *limiter) wait(stop <-chan struct{}, bytes uint64) bool {
 	w := &waiter{bytes: bytes, wake: make(chan struct{}, 1)}
 	l.mu.Lock()
 	l.waiting = append(l.waiting, w)
@@ -126,7 +125,7 @@ func (l *limiter) wait(ctx context.Context, bytes uint64) bool {
 		select {
 		case <-w.wake:
 		case <-due:
-		case <-ctx.Done():
+		case <-stop:
 			l.mu.Lock()
 			defer l.mu.Unlock()
 			l.remove(w)

@@ -5,6 +5,7 @@ package vblk
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"math"
 	"runtime"
 	"slices"
@@ -13,6 +14,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/davit-dpu/davit/firmware/virtio/virtq"
 	"github.com/davit-dpu/davit/firmware/virtio/virtq/virtqtest"
 )
 
@@ -71,7 +73,7 @@ func newWaiters(l Limits) *waiters {
 func (w *waiters) ask(ctx context.Context, name string, bytes uint64) {
 	w.group.Go(func() {
 		verdict := " left"
-		if w.wait(ctx, bytes) {
+		if w.wait(ctx.Done(), bytes) {
 			verdict = ""
 		}
 		w.mu.Lock()
@@ -126,7 +128,7 @@ func TestLimiterRate(t *testing.T) {
 		counts := make([]int, 8)
 		for i := range counts {
 			w.group.Go(func() {
-				for w.wait(ctx, 4096) {
+				for w.wait(ctx.Done(), 4096) {
 					counts[i]++
 				}
 			})
@@ -229,6 +231,35 @@ func TestStopWaitsForNoTurn(t *testing.T) {
 	}
 }
 
+// Nor does one whose driver broke the protocol: that is told at once, and what waits is
+// not executed.
+func TestViolationWaitsForNoTurn(t *testing.T) {
+	t.Parallel()
+	d, _ := memoryDevice(t, Options{Limits: once})
+	g := newGuest(t, d, 0, allFeatures)
+	g.request(typeIn, 0, nil, 8<<10)
+	var waits []*byte
+	for range 2 {
+		waits = append(waits, g.add(typeFlush))
+	}
+	awaitWaiting(d, 0, 2)
+	g.driver.SetAvailIdx(g.driver.UsedIdx() + 1000)
+	g.kick.Signal()
+	select {
+	case err := <-g.result:
+		g.result <- err
+		var broken *virtq.ProtocolError
+		if !errors.As(err, &broken) || broken.Violation != virtq.ViolationAvailIdx {
+			t.Errorf("it ends with %v", err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("a queue that has failed waits for the turns of its requests")
+	}
+	if got := d.Stats()[0]; *waits[0] != 0xee || *waits[1] != 0xee || got.Flushes != 0 {
+		t.Errorf("requests of a queue that has failed were executed: %+v", got)
+	}
+}
+
 // Requests of one queue count for the others, and go on at once when the limits do.
 func TestLimitsChange(t *testing.T) {
 	t.Parallel()
@@ -256,7 +287,7 @@ func TestStopExecutesWhatMayNotBeLeft(t *testing.T) {
 	d.limit.pass(8 << 10)
 	stop, cancel := context.WithCancel(t.Context())
 	cancel()
-	s := &server{Device: d, ctx: context.WithoutCancel(stop), stop: stop, stats: &d.stats[0]}
+	s := &server{Device: d, ctx: context.WithoutCancel(stop), stop: stop.Done(), failed: func() error { return nil }, stats: &d.stats[0]}
 	if !s.wait(&request{header: header{kind: typeFlush}}) {
 		t.Error("it was left")
 	}

@@ -50,7 +50,8 @@ func parseHeader(b [headerSize]byte) header {
 type server struct {
 	*Device
 	ctx      context.Context // ends when requests are to be left
-	stop     context.Context // ends when nothing is to be waited for
+	stop     <-chan struct{} // closed when nothing is to be waited for
+	failed   func() error    // why the queue has ended by itself
 	queue    int
 	features virtio.Features // accepted by the driver
 	stats    *counters
@@ -138,10 +139,11 @@ func (r *request) moves() uint64 {
 }
 
 // wait lets a request pass in its turn. A queue that is to stop waits for no turn:
-// false, or, where requests may not be left, at once.
+// false, or, where requests may not be left, at once. One that has failed publishes
+// nothing any more: false.
 func (s *server) wait(r *request) bool {
 	s.stats.waited.Add(1)
-	return s.limit.wait(s.stop, r.moves()) || s.ctx.Err() == nil
+	return s.limit.wait(s.stop, r.moves()) || s.ctx.Err() == nil && s.failed() == nil
 }
 
 // finish writes the status.

@@ -115,8 +115,9 @@ type Queue struct {
 	// is known from the in-flight region.
 	anyOrder bool
 
-	stopped atomic.Bool
-	failure atomic.Pointer[error] // the first one
+	stopped  atomic.Bool
+	stopping chan struct{}         // closed when stopped becomes true
+	failure  atomic.Pointer[error] // the first one
 
 	takeMu sync.Mutex
 	next   uint16 // guarded by takeMu: position in the order of taking
@@ -160,7 +161,7 @@ func open(cfg Config) (*Queue, error) {
 		size: uint16(cfg.Size), kick: cfg.Kick, call: cfg.Call, mem: cfg.Memory,
 		walker: walker{mem: cfg.Memory, indirect: cfg.IndirectDesc, log: cfg.Log},
 		poller: poller{longest: cfg.Poll},
-		done:   make([]completion, cfg.Size),
+		done:   make([]completion, cfg.Size), stopping: make(chan struct{}),
 	}
 	if cfg.Inflight != nil && len(cfg.Inflight) < InflightSize(cfg.Size) {
 		return nil, violation(ViolationLayout, "in-flight region of %d bytes for a ring of %d", len(cfg.Inflight), cfg.Size)
@@ -232,9 +233,14 @@ func (q *Queue) SetCall(c Call) {
 // had taken, Take still gives, for Position is behind it. Requests that were taken can
 // still be completed.
 func (q *Queue) Stop() {
-	q.stopped.Store(true)
+	if q.stopped.CompareAndSwap(false, true) {
+		close(q.stopping)
+	}
 	q.kick.Interrupt()
 }
+
+// Stopping is closed by Stop and by Fail: a request should wait for nothing any longer.
+func (q *Queue) Stopping() <-chan struct{} { return q.stopping }
 
 // Fail ends the queue because of a violation: nothing more is taken or
 // published. The first reason is kept.

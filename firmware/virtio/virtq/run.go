@@ -11,8 +11,8 @@ import (
 // Handler executes one request and returns how many bytes it wrote to the
 // beginning of the writable buffers. An error, a *ProtocolError, ends the queue;
 // what goes wrong with a well-formed request is told to the driver in the
-// request's status instead. ErrStopped, only once the context of Run is done and if
-// MayLeave, leaves the request to whoever serves the queue next.
+// request's status instead. ErrStopped leaves the request to whoever serves the queue
+// next: only once the context of Run is done and if MayLeave, or once the queue has failed.
 type Handler func(c *Chain) (written uint32, err error)
 
 // ErrWouldBlock is what Service.Try says of a request that has to wait for something.
