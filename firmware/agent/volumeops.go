@@ -5,6 +5,8 @@ package agent
 import (
 	"context"
 	"errors"
+	"fmt"
+	"slices"
 
 	"github.com/davit-dpu/davit/firmware/mailbox"
 	"github.com/davit-dpu/davit/firmware/spec"
@@ -72,6 +74,9 @@ func (a *agent) opVolumeCreate(_ context.Context, _ *mailbox.Command, args Volum
 }
 
 func (a *agent) opVolumeDelete(_ context.Context, _ *mailbox.Command, args VolumeArgs) (any, error) {
+	if args.Kind == spec.VolumeFile && slices.Contains(a.cfg.Disks, args.Name) { // nothing has it open while there is no vcard
+		return nil, fmt.Errorf("delete volume %s: it is offered as a local disk", args.Name)
+	}
 	return nil, a.instances.DeleteVolume(args.Kind, args.Name)
 }
 
