@@ -117,13 +117,23 @@ func TestSummaryIsTheWorst(t *testing.T) {
 func TestOpArguments(t *testing.T) {
 	for _, bad := range []interface{ Validate() error }{
 		Named{"../x"}, Named{""}, StopArgs{Name: "a", GraceSeconds: 3601}, StopArgs{Name: "A"},
+		VolumeArgs{Name: "v"}, VolumeArgs{Kind: "tape", Name: "v"}, VolumeArgs{Kind: spec.VolumeFile, Name: "../v"},
+		VolumeCreateArgs{Name: "v"}, VolumeCreateArgs{Name: "v", Size: 511}, VolumeCreateArgs{Name: "../v", Size: 512},
+		VolumeCreateArgs{Name: "v", Size: spec.MaxVolumeBytes + 512},
+		VolumeLimitArgs{Instance: "a", Volume: ""}, VolumeLimitArgs{Instance: "../a", Volume: "v"},
+		VolumeLimitArgs{Instance: "a", Volume: "v", Limits: &spec.Limits{Burst: spec.MinBurst}},
+		VolumeLimitArgs{Instance: "a", Volume: "v", Limits: &spec.Limits{IOPS: 1, Burst: -1}},
 	} {
 		if bad.Validate() == nil {
 			t.Errorf("%+v was accepted", bad)
 		}
 	}
-	if err := (StopArgs{Name: "demo", GraceSeconds: 3600}).Validate(); err != nil {
-		t.Error(err)
+	for _, good := range []interface{ Validate() error }{
+		StopArgs{Name: "demo", GraceSeconds: 3600}, VolumeCreateArgs{Name: "v", Size: 512}, VolumeLimitArgs{Instance: "a", Volume: "v"},
+	} {
+		if err := good.Validate(); err != nil {
+			t.Errorf("%+v: %v", good, err)
+		}
 	}
 }
 

@@ -29,6 +29,15 @@ type VolumeCreateArgs struct {
 	Size spec.Bytes `json:"size"`
 }
 
+// Validate implements mailbox.Validator.
+func (c VolumeCreateArgs) Validate() error {
+	if c.Size == 0 {
+		return errors.New("size: a volume needs one")
+	}
+	v := spec.Volume{Name: c.Name, Kind: spec.VolumeFile, Size: c.Size}
+	return v.Validate()
+}
+
 // VolumeLimitArgs replace the limits of an instance's volume.
 type VolumeLimitArgs struct {
 	Instance string       `json:"instance"`
