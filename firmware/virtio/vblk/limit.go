@@ -154,9 +154,21 @@ func (l *limiter) take(bytes uint64) time.Duration {
 	if pause := max(l.ops.opens(1).Sub(now), l.bytes.opens(bytes).Sub(now)); pause > 0 {
 		return pause
 	}
+	l.spend(now, bytes)
+	return 0
+}
+
+// owe is for a request that passes out of turn: those that come pay for it.
+func (l *limiter) owe(bytes uint64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.spend(l.now(), bytes)
+}
+
+// spend takes a request's cost. mu is held.
+func (l *limiter) spend(now time.Time, bytes uint64) {
 	l.ops.take(now, 1)
 	l.bytes.take(now, bytes)
-	return 0
 }
 
 // remove takes w off the list. mu is held.

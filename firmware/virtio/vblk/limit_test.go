@@ -284,12 +284,17 @@ func TestLimitsChange(t *testing.T) {
 func TestStopExecutesWhatMayNotBeLeft(t *testing.T) {
 	t.Parallel()
 	d, _ := memoryDevice(t, Options{Limits: once})
+	d.SetLimits(Limits{Bandwidth: 1 << 10})
 	d.limit.pass(8 << 10)
 	stop, cancel := context.WithCancel(t.Context())
 	cancel()
 	s := &server{Device: d, ctx: context.WithoutCancel(stop), stop: stop.Done(), failed: func() error { return nil }, stats: &d.stats[0]}
-	if !s.wait(&request{header: header{kind: typeFlush}}) {
+	before := d.limit.bytes.full
+	if !s.wait(&request{header: header{kind: typeIn}, data: 4 << 10}) {
 		t.Error("it was left")
+	}
+	if got := d.limit.bytes.full.Sub(before); got != 4*time.Second {
+		t.Errorf("those behind it pay %v for it, want 4s", got)
 	}
 	s.ctx = stop
 	if s.wait(&request{header: header{kind: typeFlush}}) {

@@ -143,7 +143,14 @@ func (r *request) moves() uint64 {
 // nothing any more: false.
 func (s *server) wait(r *request) bool {
 	s.stats.waited.Add(1)
-	return s.limit.wait(s.stop, r.moves()) || s.ctx.Err() == nil && s.failed() == nil
+	switch {
+	case s.limit.wait(s.stop, r.moves()):
+		return true
+	case s.ctx.Err() != nil || s.failed() != nil:
+		return false
+	}
+	s.limit.owe(r.moves())
+	return true
 }
 
 // finish writes the status.
