@@ -3,6 +3,8 @@
 package instance
 
 import (
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -63,6 +65,25 @@ func TestLimits(t *testing.T) {
 		time.Sleep(2 * firstRetry)
 		w.limited(t, nil, nil)
 		stop()
+	})
+}
+
+// A disk that cannot be given back keeps no limits from the others.
+func TestLimitsWhileADiskIsMissing(t *testing.T) {
+	inWorld(t, "", func(t *testing.T, w *world, dir string) {
+		must(t, w.svc.Start(t.Context(), "demo"))
+		w.limited(t, nil, nil)
+		must(t, os.Remove(filepath.Join(dir, "mem", "tmp.img")))
+		w.change(func() {
+			delete(w.devices, "demo/tmp")
+			w.fail = "limit root"
+		})
+		slow := &spec.Limits{IOPS: 10}
+		if err := w.svc.Limit(t.Context(), "demo", "root", slow); err == nil {
+			t.Error("a vcard that refuses, and no error")
+		}
+		time.Sleep(2 * firstRetry)
+		w.limited(t, slow, slow)
 	})
 }
 

@@ -193,16 +193,18 @@ func (r *runner) reconcileBlind(ctx context.Context, obs *Observation) time.Time
 // keepDevices gives a vcard that was restarted the disks that it lost, also
 // while the host is away: its front ends must find them when it comes back.
 func (r *runner) keepDevices(ctx context.Context, obs *Observation) time.Time {
-	if devices := obs.devices(r.spec.Name); len(devices) == len(r.spec.Volumes) {
+	devices := obs.devices(r.spec.Name)
+	again := r.keepLimits(ctx, devices)
+	if len(devices) == len(r.spec.Volumes) {
 		r.lacks = ""
-		return r.keepLimits(ctx, devices)
+		return again
 	}
 	call, cancel := context.WithTimeout(ctx, stopTimeout)
 	defer cancel()
 	err := r.addDevices(call, false)
 	if err == nil || ctx.Err() != nil {
 		r.lacks = ""
-		return time.Time{}
+		return again
 	}
 	if why := "; they cannot be given back: " + err.Error(); why != r.lacks {
 		r.lacks = why

@@ -60,7 +60,9 @@ func (w *world) AddDevice(_ context.Context, d Device, f *os.File) error {
 	if err := w.call("add " + d.Volume.Name); err != nil {
 		return err
 	}
-	w.devices[d.Instance+"/"+d.Volume.Name] = d
+	if key := d.Instance + "/" + d.Volume.Name; w.devices[key].Instance == "" { // what is there stays as it is
+		w.devices[key] = d
+	}
 	return nil
 }
 
