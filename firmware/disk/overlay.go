@@ -106,7 +106,7 @@ func openOverlay(base, store Volume, id BaseID) (*Overlay, error) {
 	if n := store.Info().Size; n < headerRoom {
 		return nil, fmt.Errorf("store of %d bytes has no room for a header", n)
 	}
-	var b [headerLen]byte
+	var b [headerLen]byte // see ReadOverlayHeader, which reads a file
 	if err := store.ReadAt([][]byte{b[:]}, 0); err != nil {
 		return nil, err
 	}

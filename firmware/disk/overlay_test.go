@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"hash/crc32"
+	"io"
 	"math/rand/v2"
 	"os"
 	"strings"
@@ -283,6 +284,33 @@ func TestFormatOverlayRefuses(t *testing.T) {
 	defer func() { _ = store.Close() }()
 	if err := FormatOverlay(store, good); err == nil {
 		t.Error("an overlay was formatted again")
+	}
+}
+
+func TestReadOverlayHeader(t *testing.T) {
+	want := OverlayHeader{Size: 2 << 20, BaseSize: 1 << 20, ClusterSize: DefaultClusterSize, Base: BaseID{9}}
+	path := formatFile(t, want)
+	store := openStore(t, path, false) // in use
+	defer store.Close()
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if got, err := ReadOverlayHeader(f); err != nil || got != want {
+		t.Errorf("got %+v, %v, want %+v", got, err, want)
+	}
+	if err := store.WriteAt([][]byte{{0}}, 0); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := ReadOverlayHeader(f); err == nil {
+		t.Errorf("a torn header: %+v", got)
+	}
+	if err := os.Truncate(path, headerLen-1); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := ReadOverlayHeader(f); !errors.Is(err, io.EOF) {
+		t.Errorf("a cut header: %+v, %v", got, err)
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"io"
 )
 
 // Bounds of an overlay. The last one bounds the memory that an open overlay
@@ -99,6 +100,16 @@ func (h OverlayHeader) encode() [headerLen]byte {
 	copy(b[32:], h.Base[:])
 	binary.LittleEndian.PutUint32(b[64:], crc32.Checksum(b[:64], castagnoli))
 	return b
+}
+
+// ReadOverlayHeader reads the header of an overlay's store, which may be in use:
+// it never changes.
+func ReadOverlayHeader(store io.ReaderAt) (OverlayHeader, error) {
+	var b [headerLen]byte
+	if _, err := store.ReadAt(b[:], 0); err != nil {
+		return OverlayHeader{}, fmt.Errorf("overlay header: %w", err)
+	}
+	return parseOverlayHeader(b)
 }
 
 // parseOverlayHeader reads a header. What it returns without an error can be
