@@ -72,7 +72,7 @@ func (l *localDisks) offerOne(ctx context.Context, client *control.Client, name 
 	v := spec.Volume{Name: name}
 	return client.AddDevice(ctx, control.AddDevice{
 		Instance: localInstance, Name: name, Serial: v.SerialOrName(), Queues: spec.MaxQueues, Listen: true,
-	}, volume, listener)
+	}, control.DeviceFiles{Volume: volume, Listener: listener})
 }
 
 // listenStream makes a listening unix socket that only this user reaches, in

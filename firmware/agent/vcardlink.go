@@ -359,7 +359,7 @@ func (l *vcardLink) AddDevice(ctx context.Context, d instance.Device, volume *os
 		Instance: d.Instance, Generation: d.Generation, Name: d.Volume.Name, Serial: d.Volume.SerialOrName(),
 		Queues: d.Volume.QueueCount(), ReadOnly: d.Volume.ReadOnly, MemoryOffset: d.MemoryOffset, MemorySize: d.MemorySize,
 		Limits: d.Volume.Limits,
-	}, volume, nil)
+	}, control.DeviceFiles{Volume: volume})
 	if errors.Is(err, control.ErrExists) {
 		return nil
 	}

@@ -20,18 +20,23 @@ func (c *Client) AttachBus(ctx context.Context, req AttachBus, stream, window *o
 	return err
 }
 
-// AddDevice hands over a volume. listener is nil unless req.Listen. Errors:
-// ErrExists when the instance has a device of that name, ErrConflict when the
-// memory range is not the instance's or overlaps another's.
-func (c *Client) AddDevice(ctx context.Context, req AddDevice, volume, listener *os.File) error {
-	files := []*os.File{volume}
-	if req.Listen != (listener != nil) {
+// AddDevice hands over a volume. Errors: ErrExists when the instance has a device
+// of that name, ErrConflict when the memory range is not the instance's or overlaps
+// another's, when others use the volume, and when an overlay belongs to another base.
+func (c *Client) AddDevice(ctx context.Context, req AddDevice, files DeviceFiles) error {
+	if (req.Base != nil) != (files.Base != nil) {
+		return fmt.Errorf("add-device: %w: a base's file goes with Base", ErrInvalid)
+	}
+	if req.Listen != (files.Listener != nil) {
 		return fmt.Errorf("add-device: %w: a listener goes with Listen", ErrInvalid)
 	}
-	if listener != nil {
-		files = append(files, listener)
+	all := []*os.File{files.Volume}
+	for _, f := range []*os.File{files.Base, files.Listener} {
+		if f != nil {
+			all = append(all, f)
+		}
 	}
-	_, err := call[Done](ctx, c, &req, files...)
+	_, err := call[Done](ctx, c, &req, all...)
 	return err
 }
 

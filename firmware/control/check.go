@@ -63,6 +63,9 @@ func (m *AddDevice) check() error {
 	if m.Queues < 1 {
 		return errors.New("queues: at least 1")
 	}
+	if n := len(m.Base); m.Base != nil && n != 32 {
+		return fmt.Errorf("base: %d bytes, want 32", n)
+	}
 	if err := checkGeneration(m.Generation, true); err != nil {
 		return err
 	}

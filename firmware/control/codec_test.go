@@ -3,6 +3,7 @@
 package control
 
 import (
+	"bytes"
 	"reflect"
 	"testing"
 	"time"
@@ -26,6 +27,7 @@ func samples() []message {
 		&HelloReply{Version: VersionCurrent, Build: "y", Started: cond.Since, Sandbox: []spec.Check{{Name: "a", Result: "failed", Detail: "d"}}},
 		&AttachBus{Listen: true, WindowBase: 2 * spec.MiB, WindowSize: 4 * spec.MiB, FileOffset: 2 * spec.MiB},
 		&AddDevice{Instance: "web", Name: "root", Serial: "s", Queues: 3, ReadOnly: true, MemoryOffset: 2 * spec.MiB, MemorySize: 2 * spec.MiB, Generation: testGen, Limits: &spec.Limits{IOPS: 5, Bandwidth: spec.MiB, Burst: spec.MaxBurst}},
+		&AddDevice{Instance: "web", Name: "root", Queues: 1, Base: bytes.Repeat([]byte{7}, 32), MemorySize: 2 * spec.MiB},
 		&LimitDevice{Instance: "web", Name: "root", Limits: &spec.Limits{IOPS: 1}}, &LimitDevice{Instance: "web", Name: "root"},
 		&RemoveDevice{Instance: "web", Name: "root"},
 		&StartVMM{Order: testOrder(), Kernel: true, Initrd: true},
@@ -116,7 +118,11 @@ func FuzzFrame(f *testing.F) {
 		f.Fatal(err)
 	}
 	for _, m := range samples() {
-		for _, fr := range []frame{{Kind: kindReply, ID: 1}, {Kind: kindEvent}, {Kind: kindRequest, ID: 2, Op: "start-vmm"}} {
+		frames := []frame{{Kind: kindReply, ID: 1}, {Kind: kindEvent}, {Kind: kindRequest, ID: 2, Op: "start-vmm"}}
+		if r, ok := m.(Request); ok {
+			frames = append(frames, frame{Kind: kindRequest, ID: 2, Op: r.op()})
+		}
+		for _, fr := range frames {
 			if b, err := c.encodeFrame(fr, m); err == nil {
 				f.Add(b)
 			}

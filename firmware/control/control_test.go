@@ -3,6 +3,7 @@
 package control
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -162,6 +163,8 @@ func TestCalls(t *testing.T) {
 	attach := AttachBus{Listen: true, WindowBase: 2 * spec.MiB, WindowSize: 64 * spec.MiB, FileOffset: 2 * spec.MiB}
 	add := AddDevice{Instance: "web", Name: "root", Serial: "S1", Queues: 2, MemoryOffset: 2 * spec.MiB, MemorySize: 64 * spec.MiB}
 	local := AddDevice{Instance: "web", Name: "data", Queues: 1, ReadOnly: true, Listen: true}
+	overlay, localOverlay := add, local
+	overlay.Base, localOverlay.Base = bytes.Repeat([]byte{7}, 32), bytes.Repeat([]byte{8}, 32)
 	tests := []struct {
 		name  string
 		call  func() error
@@ -169,8 +172,16 @@ func TestCalls(t *testing.T) {
 		files []string
 	}{
 		{"attach", func() error { return c.AttachBus(ctx, attach, tempFile(t, "bus"), tempFile(t, "win")) }, &attach, []string{"bus", "win"}},
-		{"add", func() error { return c.AddDevice(ctx, add, tempFile(t, "vol"), nil) }, &add, []string{"vol"}},
-		{"add local", func() error { return c.AddDevice(ctx, local, tempFile(t, "vol"), tempFile(t, "sock")) }, &local, []string{"vol", "sock"}},
+		{"add", func() error { return c.AddDevice(ctx, add, DeviceFiles{Volume: tempFile(t, "vol")}) }, &add, []string{"vol"}},
+		{"add local", func() error {
+			return c.AddDevice(ctx, local, DeviceFiles{Volume: tempFile(t, "vol"), Listener: tempFile(t, "sock")})
+		}, &local, []string{"vol", "sock"}},
+		{"add overlay", func() error {
+			return c.AddDevice(ctx, overlay, DeviceFiles{Volume: tempFile(t, "store"), Base: tempFile(t, "base")})
+		}, &overlay, []string{"store", "base"}},
+		{"add local overlay", func() error {
+			return c.AddDevice(ctx, localOverlay, DeviceFiles{Volume: tempFile(t, "store"), Base: tempFile(t, "base"), Listener: tempFile(t, "sock")})
+		}, &localOverlay, []string{"store", "base", "sock"}},
 		{"limit", func() error { return c.LimitDevice(ctx, "web", "root", &spec.Limits{IOPS: 7}) }, &LimitDevice{Instance: "web", Name: "root", Limits: &spec.Limits{IOPS: 7}}, nil},
 		{"remove", func() error { return c.RemoveDevice(ctx, "web", "root") }, &RemoveDevice{Instance: "web", Name: "root"}, nil},
 		{"start", func() error {
@@ -241,13 +252,25 @@ func TestInvalidRequestsAreRefusedBeforeSending(t *testing.T) {
 		"generation": func() error { return c.StopVMM(ctx, "web", "xyz", false) },
 		"data":       func() error { return c.ConsoleWrite(ctx, "web", make([]byte, MaxData+1)) },
 		"queues": func() error {
-			return c.AddDevice(ctx, AddDevice{Instance: "a", Name: "b", MemorySize: 2 * spec.MiB}, vol, nil)
+			return c.AddDevice(ctx, AddDevice{Instance: "a", Name: "b", MemorySize: 2 * spec.MiB}, DeviceFiles{Volume: vol})
 		},
 		"range": func() error {
-			return c.AddDevice(ctx, AddDevice{Instance: "a", Name: "b", Queues: 1, MemorySize: 4096}, vol, nil)
+			return c.AddDevice(ctx, AddDevice{Instance: "a", Name: "b", Queues: 1, MemorySize: 4096}, DeviceFiles{Volume: vol})
 		},
 		"listener": func() error {
-			return c.AddDevice(ctx, AddDevice{Instance: "a", Name: "b", Queues: 1, Listen: true}, vol, nil)
+			return c.AddDevice(ctx, AddDevice{Instance: "a", Name: "b", Queues: 1, Listen: true}, DeviceFiles{Volume: vol})
+		},
+		"base without a file": func() error {
+			return c.AddDevice(ctx, AddDevice{Instance: "a", Name: "b", Queues: 1, MemorySize: 2 * spec.MiB, Base: make([]byte, 32)}, DeviceFiles{Volume: vol})
+		},
+		"file without a base": func() error {
+			return c.AddDevice(ctx, AddDevice{Instance: "a", Name: "b", Queues: 1, MemorySize: 2 * spec.MiB}, DeviceFiles{Volume: vol, Base: vol})
+		},
+		"short base": func() error {
+			return c.AddDevice(ctx, AddDevice{Instance: "a", Name: "b", Queues: 1, MemorySize: 2 * spec.MiB, Base: make([]byte, 31)}, DeviceFiles{Volume: vol, Base: vol})
+		},
+		"empty base": func() error {
+			return c.AddDevice(ctx, AddDevice{Instance: "a", Name: "b", Queues: 1, MemorySize: 2 * spec.MiB, Base: []byte{}}, DeviceFiles{Volume: vol, Base: vol})
 		},
 		"window": func() error { return c.AttachBus(ctx, AttachBus{WindowSize: 5}, vol, vol) },
 		"initrd": func() error { _, err := c.StartVMM(ctx, testOrder(), nil, vol); return err },

@@ -3,6 +3,7 @@
 package control
 
 import (
+	"errors"
 	"fmt"
 	"os"
 
@@ -22,6 +23,38 @@ func (f *Files) Take(i int) *os.File {
 	file := f.files[i]
 	f.files[i] = nil
 	return file
+}
+
+// DeviceFiles are the files of an AddDevice.
+type DeviceFiles struct {
+	Volume   *os.File // an overlay's store, if there is a base
+	Base     *os.File // nil without AddDevice.Base
+	Listener *os.File // nil without AddDevice.Listen
+}
+
+// Take hands over what came with the request: the caller now owns it.
+func (m *AddDevice) Take(files *Files) DeviceFiles {
+	taken := DeviceFiles{Volume: files.Take(0)}
+	next := 1
+	if m.Base != nil {
+		taken.Base = files.Take(next)
+		next++
+	}
+	if m.Listen {
+		taken.Listener = files.Take(next)
+	}
+	return taken
+}
+
+// Close closes them all.
+func (d DeviceFiles) Close() error {
+	var failed []error
+	for _, f := range []*os.File{d.Volume, d.Base, d.Listener} {
+		if f != nil {
+			failed = append(failed, f.Close())
+		}
+	}
+	return errors.Join(failed...)
 }
 
 func (f *Files) close() { closeFiles(f.files) }

@@ -92,16 +92,20 @@ type AttachBus struct {
 // memory its front ends may name. All devices of an instance give the same
 // range and no two instances' ranges overlap. With Listen the device has no
 // bus: an unmodified VMM connects to a listening unix socket and passes its
-// memory as file descriptors, and the range is 0, 0.
+// memory as file descriptors, and the range is 0, 0. With Base the volume is an
+// overlay's store, made over a base of which this is the name of the content
+// (disk.BaseID).
 //
 // Files: the volume (a regular file or block device, opened for writing unless
-// ReadOnly); with Listen the listening socket.
+// ReadOnly); with Base the base, opened for reading; with Listen the listening
+// socket.
 type AddDevice struct {
 	Instance     string       `json:"instance"`
 	Name         string       `json:"name"` // the volume's
 	Serial       string       `json:"serial,omitempty"`
 	Queues       int          `json:"queues"` // 1..spec.MaxQueues
 	ReadOnly     bool         `json:"readOnly,omitempty"`
+	Base         []byte       `json:"base,omitempty"` // 32 bytes; none: the volume is no overlay
 	Listen       bool         `json:"listen,omitempty"`
 	MemoryOffset spec.Bytes   `json:"memoryOffset"`
 	MemorySize   spec.Bytes   `json:"memorySize"`

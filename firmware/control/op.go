@@ -49,10 +49,14 @@ func (*StatusRequest) files() int { return 0 }
 func (*Shutdown) files() int      { return 0 }
 
 func (m *AddDevice) files() int {
-	if m.Listen {
-		return 2
+	n := 1
+	if m.Base != nil {
+		n++
 	}
-	return 1
+	if m.Listen {
+		n++
+	}
+	return n
 }
 
 func (m *StartVMM) files() int {

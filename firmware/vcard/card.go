@@ -114,7 +114,7 @@ func (c *Card) Handle(ctx context.Context, req control.Request, files *control.F
 	case *control.AttachBus:
 		return done(c.attachBus(r, files.Take(0), files.Take(1)))
 	case *control.AddDevice:
-		return done(c.addDevice(r, files.Take(0), files.Take(1)))
+		return done(c.addDevice(r, r.Take(files)))
 	case *control.LimitDevice:
 		return done(c.limitDevice(r))
 	case *control.RemoveDevice:

@@ -94,7 +94,7 @@ func addRoot(t *testing.T, r *vcardtest.Rig, c *control.Client, vol *os.File) {
 	defer again.Close()
 	err := c.AddDevice(r.Context(), control.AddDevice{
 		Instance: "web", Name: "root", Serial: "ROOT", Queues: 2, MemoryOffset: memOffset, MemorySize: memSize,
-	}, again, nil)
+	}, control.DeviceFiles{Volume: again})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -218,7 +218,7 @@ func TestRemoveDrains(t *testing.T) {
 	})
 	vol := r.Volume(1 << 20)
 	addRoot(t, r, c, vol)
-	if err := c.AddDevice(r.Context(), control.AddDevice{Instance: "web", Name: "root", Queues: 1, MemoryOffset: memOffset, MemorySize: memSize}, r.Reopen(vol), nil); !errors.Is(err, control.ErrExists) {
+	if err := c.AddDevice(r.Context(), control.AddDevice{Instance: "web", Name: "root", Queues: 1, MemoryOffset: memOffset, MemorySize: memSize}, control.DeviceFiles{Volume: r.Reopen(vol)}); !errors.Is(err, control.ErrExists) {
 		t.Errorf("added twice: %v", err)
 	}
 	d := newDisk(r)
@@ -290,7 +290,7 @@ func TestMemoryRanges(t *testing.T) {
 		{"other memory of the same instance", "web", memOffset, 2 * mib, control.ErrConflict},
 		{"memory before it", "db", memOffset - 2*mib, 2 * mib, nil},
 	} {
-		err := c.AddDevice(r.Context(), control.AddDevice{Instance: tt.instance, Name: "data", Queues: 1, MemoryOffset: tt.offset, MemorySize: tt.size}, r.Volume(mib), nil)
+		err := c.AddDevice(r.Context(), control.AddDevice{Instance: tt.instance, Name: "data", Queues: 1, MemoryOffset: tt.offset, MemorySize: tt.size}, control.DeviceFiles{Volume: r.Volume(mib)})
 		if !errors.Is(err, tt.want) {
 			t.Errorf("%s: got %v, want %v", tt.name, err, tt.want)
 		}

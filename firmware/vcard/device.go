@@ -44,18 +44,17 @@ type device struct {
 	sessions   []*session // front ends, the newest last
 }
 
-// addDevice makes a device. It owns both files; listener is nil on the bus.
-func (c *Card) addDevice(req *control.AddDevice, volume, listener *os.File) error {
+// addDevice makes a device. It owns the files.
+func (c *Card) addDevice(req *control.AddDevice, files control.DeviceFiles) error {
 	// Before the volume is opened: a controller that gives a device again has the
 	// volume locked by the device that is there.
 	c.mu.Lock()
 	_, there := c.devices[req.Instance+"/"+req.Name]
 	c.mu.Unlock()
 	if there {
-		err := errors.Join(volume.Close(), closeFile(listener))
-		return errors.Join(fmt.Errorf("add device %s/%s: %w", req.Instance, req.Name, control.ErrExists), err)
+		return errors.Join(fmt.Errorf("add device %s/%s: %w", req.Instance, req.Name, control.ErrExists), files.Close())
 	}
-	d, err := c.newDevice(req, volume, listener)
+	d, err := c.newDevice(req, files)
 	if err != nil {
 		return fmt.Errorf("add device %s/%s: %w", req.Instance, req.Name, err)
 	}
@@ -70,18 +69,18 @@ func (c *Card) addDevice(req *control.AddDevice, volume, listener *os.File) erro
 	return nil
 }
 
-func (c *Card) newDevice(req *control.AddDevice, volume, listener *os.File) (d *device, err error) {
+func (c *Card) newDevice(req *control.AddDevice, files control.DeviceFiles) (d *device, err error) {
 	var ln *net.UnixListener
-	if listener != nil {
-		ln, err = streamListener(listener)
-		_ = listener.Close()
+	if files.Listener != nil {
+		ln, err = streamListener(files.Listener)
 		if err != nil {
-			return nil, errors.Join(err, volume.Close())
+			return nil, errors.Join(err, files.Close())
 		}
+		_ = files.Listener.Close()
 	}
-	vol, err := disk.OpenFile(volume, req.ReadOnly)
+	vol, err := openVolume(req, files.Volume, files.Base)
 	if err != nil {
-		if errors.Is(err, disk.ErrInUse) {
+		if errors.Is(err, disk.ErrInUse) || errors.Is(err, disk.ErrOtherBase) {
 			err = fmt.Errorf("%w: %w", control.ErrConflict, err)
 		}
 		return nil, errors.Join(err, closeListener(ln))
@@ -101,6 +100,27 @@ func (c *Card) newDevice(req *control.AddDevice, volume, listener *os.File) (d *
 		listener: ln, turn: make(chan struct{}, turns), drains: make(chan struct{}, 1), gone: make(chan struct{}), generation: req.Generation, limits: req.Limits,
 		condition: spec.Condition{Phase: spec.PhasePending, Reason: "no front end has connected", Since: c.cfg.Now().UTC()},
 	}, nil
+}
+
+// openVolume makes a volume of a file, or an overlay of a store and its base. It
+// owns both files; base is nil without a base.
+func openVolume(req *control.AddDevice, file, base *os.File) (disk.Volume, error) {
+	vol, err := disk.OpenFile(file, req.ReadOnly)
+	if err != nil {
+		return nil, errors.Join(err, closeFile(base))
+	}
+	if base == nil {
+		return vol, nil
+	}
+	below, err := disk.OpenFile(base, true)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("base: %w", err), vol.Close())
+	}
+	o, err := disk.OpenOverlay(below, vol, disk.BaseID(req.Base))
+	if err != nil {
+		return nil, err // not o: a nil *Overlay is no nil Volume
+	}
+	return o, nil
 }
 
 // limitDevice changes how fast a device works.

@@ -23,7 +23,7 @@ func (closedConn) Close() error { return nil }
 func TestFrontEndGoesWhileItWaits(t *testing.T) {
 	t.Parallel()
 	card, r := New(Config{Log: slog.New(slog.DiscardHandler)}), vcardtest.NewRig(t)
-	d, err := card.newDevice(&control.AddDevice{Instance: "web", Name: "root", Queues: 1}, r.Volume(1<<20), nil)
+	d, err := card.newDevice(&control.AddDevice{Instance: "web", Name: "root", Queues: 1}, control.DeviceFiles{Volume: r.Volume(1 << 20)})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -25,7 +25,7 @@ func bystander(t *testing.T, r *vcardtest.Rig, c *control.Client) func() {
 	t.Helper()
 	const offset, size = 2 << 20, 16 << 20
 	vol := r.Volume(1 << 20)
-	err := c.AddDevice(r.Context(), control.AddDevice{Instance: "db", Name: "data", Queues: 1, MemoryOffset: offset, MemorySize: size}, vol, nil)
+	err := c.AddDevice(r.Context(), control.AddDevice{Instance: "db", Name: "data", Queues: 1, MemoryOffset: offset, MemorySize: size}, control.DeviceFiles{Volume: vol})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -35,13 +35,18 @@ func TestNothingLeaks(t *testing.T) {
 			{Instance: "db", Name: "a", Queues: 1, MemoryOffset: memOffset, MemorySize: 2 << 20},     // overlaps
 			{Instance: "web", Name: "b", Queues: 1, MemoryOffset: memOffset, MemorySize: memSize},    // in use
 			{Instance: "web", Name: "c", Queues: 1, Listen: true},                                    // not a listener
+			{Instance: "web", Name: "d", Queues: 1, Base: make([]byte, 32), MemoryOffset: memOffset, MemorySize: memSize},
+			{Instance: "web", Name: "e", Queues: 1, Base: make([]byte, 32), Listen: true}, // not a listener, and an overlay
 		}
 		for _, req := range bad {
-			var ln *os.File
+			files := control.DeviceFiles{Volume: r.Reopen(vol)}
 			if req.Listen {
-				ln = vol
+				files.Listener = vol
 			}
-			if err := c.AddDevice(r.Context(), req, r.Reopen(vol), ln); err == nil {
+			if req.Base != nil {
+				files.Base = r.Reopen(vol)
+			}
+			if err := c.AddDevice(r.Context(), req, files); err == nil {
 				t.Errorf("%+v was accepted", req)
 			}
 		}

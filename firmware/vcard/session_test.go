@@ -33,7 +33,7 @@ func addLocal(t *testing.T, r *vcardtest.Rig, c *control.Client) (sock string, u
 	unlisten = func() { _, _ = file.Close(), ln.Close() }
 	t.Cleanup(unlisten)
 	add := control.AddDevice{Instance: "web", Name: "root", Queues: 1, Listen: true}
-	if err := c.AddDevice(r.Context(), add, r.Volume(1<<20), file); err != nil {
+	if err := c.AddDevice(r.Context(), add, control.DeviceFiles{Volume: r.Volume(1 << 20), Listener: file}); err != nil {
 		t.Fatal(err)
 	}
 	return sock, unlisten

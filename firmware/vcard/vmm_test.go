@@ -110,7 +110,7 @@ func TestStartRefusals(t *testing.T) {
 	r := vcardtest.NewRig(t)
 	c := r.Connect(path, nil)
 	addRoot(t, r, c, r.Volume(1<<20))
-	if err := c.AddDevice(r.Context(), control.AddDevice{Instance: "db", Name: "data", Queues: 1, Generation: gen2, MemoryOffset: 2 << 20, MemorySize: 62 << 20}, r.Volume(512), nil); err != nil {
+	if err := c.AddDevice(r.Context(), control.AddDevice{Instance: "db", Name: "data", Queues: 1, Generation: gen2, MemoryOffset: 2 << 20, MemorySize: 62 << 20}, control.DeviceFiles{Volume: r.Volume(512)}); err != nil {
 		t.Fatal(err)
 	}
 	for name, tt := range map[string]struct {

@@ -127,7 +127,7 @@ func addRoot(t *testing.T, r *vcardtest.Rig, c *control.Client, vol *os.File) {
 	defer again.Close()
 	err := c.AddDevice(r.Context(), control.AddDevice{
 		Instance: "web", Name: "root", Queues: 1, Generation: generation, MemoryOffset: memOffset, MemorySize: memSize,
-	}, again, nil)
+	}, control.DeviceFiles{Volume: again})
 	if err != nil {
 		t.Fatal(err)
 	}
