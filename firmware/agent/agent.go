@@ -283,8 +283,8 @@ func (a *agent) openVcard(context.Context) error {
 		observe: func(o instance.Observation) { a.instances.Observe(o) },
 		onDoor:  a.serveBusDoor,
 		local: localDisks{dir: filepath.Join(a.cfg.RunDir, "disks"), names: a.cfg.Disks,
-			open: func(kind spec.VolumeKind, name string) (*os.File, error) {
-				return a.instances.OpenVolume(kind, name)
+			open: func(name string) (*os.File, error) {
+				return a.instances.OpenVolume(name)
 			}},
 	}
 	a.vcard.publish(spec.PhasePending, "not started yet")

@@ -25,7 +25,7 @@ const localInstance = "local-disks"
 type localDisks struct {
 	dir   string
 	names []string
-	open  func(kind spec.VolumeKind, name string) (*os.File, error)
+	open  func(name string) (*os.File, error)
 
 	result state.Cell[error] // of the last offer
 }
@@ -59,7 +59,7 @@ func (l *localDisks) offer(ctx context.Context, client *control.Client) error {
 }
 
 func (l *localDisks) offerOne(ctx context.Context, client *control.Client, name string) error {
-	volume, err := l.open(spec.VolumeFile, name)
+	volume, err := l.open(name)
 	if err != nil {
 		return err
 	}

@@ -350,16 +350,20 @@ func (l *vcardLink) current() (*control.Client, error) {
 }
 
 // AddDevice implements instance.Host.
-func (l *vcardLink) AddDevice(ctx context.Context, d instance.Device, volume *os.File) error {
+func (l *vcardLink) AddDevice(ctx context.Context, d instance.Device, files instance.VolumeFiles) error {
 	c, err := l.current()
 	if err != nil {
 		return err
 	}
+	var base []byte
+	if files.Base != nil {
+		base = files.BaseID[:]
+	}
 	err = c.AddDevice(ctx, control.AddDevice{
 		Instance: d.Instance, Generation: d.Generation, Name: d.Volume.Name, Serial: d.Volume.SerialOrName(),
-		Queues: d.Volume.QueueCount(), ReadOnly: d.Volume.ReadOnly, MemoryOffset: d.MemoryOffset, MemorySize: d.MemorySize,
+		Queues: d.Volume.QueueCount(), ReadOnly: d.Volume.ReadOnly, Base: base, MemoryOffset: d.MemoryOffset, MemorySize: d.MemorySize,
 		Limits: d.Volume.Limits,
-	}, control.DeviceFiles{Volume: volume})
+	}, control.DeviceFiles{Volume: files.File, Base: files.Base})
 	if errors.Is(err, control.ErrExists) {
 		return nil
 	}

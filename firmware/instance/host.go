@@ -8,6 +8,7 @@ import (
 	"os"
 	"time"
 
+	"github.com/davit-dpu/davit/firmware/disk"
 	"github.com/davit-dpu/davit/firmware/spec"
 )
 
@@ -20,6 +21,16 @@ type Device struct {
 	MemorySize   spec.Bytes
 }
 
+// VolumeFiles are what a volume lies in.
+type VolumeFiles struct {
+	File   *os.File    // the volume's own; an overlay's store
+	Base   *os.File    // what an overlay lies over, open for reading; nil for another volume
+	BaseID disk.BaseID // of Base: names its content as long as this descriptor is open
+}
+
+// Close closes them all.
+func (v VolumeFiles) Close() { closeAll(v.File, v.Base) }
+
 // ErrHostLost says that the way to the host ended before its answer came: nobody
 // knows whether it did what it was asked.
 var ErrHostLost = errors.New("the host went away before it answered")
@@ -28,7 +39,7 @@ var ErrHostLost = errors.New("the host went away before it answered")
 // when ctx does. Files are borrowed for the duration of the call.
 type Host interface {
 	// AddDevice offers a disk to the host. Adding what is there already is no error.
-	AddDevice(ctx context.Context, d Device, volume *os.File) error
+	AddDevice(ctx context.Context, d Device, files VolumeFiles) error
 	// LimitDevice changes how fast a disk works, nil for as fast as it can. A missing
 	// one is no error: it gets its limits when it is added.
 	LimitDevice(ctx context.Context, instance, name string, limits *spec.Limits) error

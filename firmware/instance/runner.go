@@ -300,13 +300,13 @@ func (r *runner) order(ctx context.Context) error {
 func (r *runner) addDevices(ctx context.Context, create bool) error {
 	for i := range r.spec.Volumes {
 		v := r.rec.Spec.Volumes[i]
-		f, err := r.svc.volumes.open(&v, create)
+		files, err := r.svc.volumes.open(&v, create)
 		if err != nil {
 			return err
 		}
 		d := Device{Instance: r.spec.Name, Generation: r.rec.Generation, Volume: v, MemoryOffset: r.rec.PoolOffset, MemorySize: r.spec.Memory}
-		err = r.svc.cfg.Host.AddDevice(ctx, d, f)
-		f.Close()
+		err = r.svc.cfg.Host.AddDevice(ctx, d, files)
+		files.Close()
 		if err != nil {
 			return fmt.Errorf("add disk %s: %w", v.Name, err)
 		}

@@ -124,7 +124,7 @@ func (s *Service) Observe(o Observation) {
 }
 
 // Create stores a new instance, stopped. Volumes shared with another instance
-// are refused unless both only read them.
+// are refused unless both only read them, and so is writing what lies below an overlay.
 func (s *Service) Create(in spec.Instance) error {
 	if err := in.Validate(); err != nil {
 		return err
@@ -160,6 +160,14 @@ func (s *Service) checkVolumes(in *spec.Instance) error {
 				if v.Name == other.Name && v.Kind == other.Kind && !(v.ReadOnly && other.ReadOnly) {
 					return fmt.Errorf("instance %s: volume %s belongs to instance %s", in.Name, v.Name, name)
 				}
+				if other.WritesBaseOf(&v) {
+					return fmt.Errorf("instance %s: volume %s: its base %s is written by instance %s", in.Name, v.Name, v.Base, name)
+				}
+			}
+		}
+		if v.Kind == spec.VolumeFile && !v.ReadOnly {
+			if err := s.checkBase(v.Name, false); err != nil {
+				return fmt.Errorf("instance %s: %w", in.Name, err)
 			}
 		}
 	}

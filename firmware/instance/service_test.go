@@ -51,11 +51,14 @@ func (w *world) call(name string) error {
 	return nil
 }
 
-func (w *world) AddDevice(_ context.Context, d Device, f *os.File) error {
+func (w *world) AddDevice(_ context.Context, d Device, files VolumeFiles) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if _, err := f.Stat(); err != nil {
+	if _, err := files.File.Stat(); err != nil {
 		return err
+	}
+	if (files.Base != nil) != (d.Volume.Kind == spec.VolumeOverlay) {
+		return fmt.Errorf("%s volume with base %v", d.Volume.Kind, files.Base)
 	}
 	if err := w.call("add " + d.Volume.Name); err != nil {
 		return err

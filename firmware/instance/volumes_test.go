@@ -28,7 +28,7 @@ func roomy(t *testing.T, total, free spec.Bytes) *volumes {
 
 func (v *volumes) try(t *testing.T, name string, kind spec.VolumeKind, size spec.Bytes) error {
 	t.Helper()
-	f, err := v.open(&spec.Volume{Name: name, Kind: kind, Size: size}, true)
+	f, err := v.openFile(&spec.Volume{Name: name, Kind: kind, Size: size}, true)
 	if err == nil {
 		must(t, f.Close())
 	}
@@ -121,7 +121,7 @@ func TestDurableVolumesHaveNoVolatileCache(t *testing.T) {
 		v.durable = durable
 		for kind, want := range map[spec.VolumeKind]bool{spec.VolumeFile: durable, spec.VolumeMemory: false} {
 			for _, moment := range []string{"made", "opened again"} {
-				f, err := v.open(&spec.Volume{Name: "v", Kind: kind, Size: spec.MiB}, true)
+				f, err := v.openFile(&spec.Volume{Name: "v", Kind: kind, Size: spec.MiB}, true)
 				if err != nil {
 					t.Fatal(err)
 				}

@@ -71,10 +71,10 @@ func (s *Service) CreateVolume(name string, size spec.Bytes) error {
 	if size == 0 {
 		return errors.New("create volume: size: it needs one")
 	}
-	return s.volumes.create(&vol)
+	return s.volumes.create(vol.Kind, vol.Name, vol.Size, nil)
 }
 
-// DeleteVolume deletes a volume that no instance names. While there is a record
+// DeleteVolume deletes a volume that no instance names and no overlay lies over. While there is a record
 // that cannot be read, nobody knows which volumes that instance names.
 func (s *Service) DeleteVolume(kind spec.VolumeKind, name string) error {
 	if err := errors.Join(kind.Check(), spec.CheckName("volume", name)); err != nil {
@@ -88,16 +88,40 @@ func (s *Service) DeleteVolume(kind spec.VolumeKind, name string) error {
 	if uses := s.uses(kind, name); len(uses) > 0 {
 		return fmt.Errorf("delete volume %s: it belongs to instance %s", name, uses[0].Instance)
 	}
+	if kind == spec.VolumeFile {
+		if err := s.checkBase(name, true); err != nil {
+			return fmt.Errorf("delete volume %s: %w", name, err)
+		}
+	}
 	return s.volumes.remove(kind, name)
 }
 
-// OpenVolume opens an existing volume for reading and writing, for a device
+// checkBase refuses to change a file volume over which an overlay lies, or is
+// wanted. mu is held. For strict see volumes.checkUnder.
+func (s *Service) checkBase(name string, strict bool) error {
+	writer := spec.Volume{Name: name, Kind: spec.VolumeFile}
+	for owner, r := range s.runners {
+		for i := range r.spec.Volumes {
+			if o := &r.spec.Volumes[i]; writer.WritesBaseOf(o) {
+				return fmt.Errorf("volume %s is the base of overlay %s of instance %s", name, o.Name, owner)
+			}
+		}
+	}
+	return s.volumes.checkUnder(name, strict)
+}
+
+// OpenVolume opens an existing file volume for reading and writing, for a device
 // that belongs to no instance. The caller closes it.
-func (s *Service) OpenVolume(kind spec.VolumeKind, name string) (*os.File, error) {
+func (s *Service) OpenVolume(name string) (*os.File, error) {
 	if err := spec.CheckName("volume", name); err != nil {
 		return nil, err
 	}
-	return s.volumes.open(&spec.Volume{Name: name, Kind: kind}, false)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.checkBase(name, false); err != nil {
+		return nil, fmt.Errorf("open volume %s: %w", name, err)
+	}
+	return s.volumes.openFile(&spec.Volume{Name: name, Kind: spec.VolumeFile}, false)
 }
 
 // VolumeDigest is SHA-256 over [offset, offset+length) of a volume as the

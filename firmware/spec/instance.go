@@ -38,23 +38,26 @@ type VolumeKind string
 
 // Kinds of volume.
 const (
-	VolumeFile   VolumeKind = "file"   // a raw file on the card's storage; outlives everything but deletion
-	VolumeMemory VolumeKind = "memory" // a file in the card's RAM; zeros again after the card's reboot
+	VolumeFile    VolumeKind = "file"    // a raw file on the card's storage; outlives everything but deletion
+	VolumeMemory  VolumeKind = "memory"  // a file in the card's RAM; zeros again after the card's reboot
+	VolumeOverlay VolumeKind = "overlay" // what was changed of a file volume that nobody writes; lasts as a file does
 )
 
 // Check refuses what is no kind.
 func (k VolumeKind) Check() error {
-	if k != VolumeFile && k != VolumeMemory {
-		return fmt.Errorf("kind %q is not file or memory", k)
+	switch k {
+	case VolumeFile, VolumeMemory, VolumeOverlay:
+		return nil
 	}
-	return nil
+	return fmt.Errorf("kind %q is not file, memory or overlay", k)
 }
 
 // Volume is one disk of an instance, served by the card as virtio-blk.
 type Volume struct {
-	Name     string     `json:"name"`               // a Name; unique on the card
-	Kind     VolumeKind `json:"kind"`               // file or memory
-	Size     Bytes      `json:"size,omitempty"`     // multiple of 512; 0 = the existing file's size
+	Name     string     `json:"name"`               // a Name; unique on the card among those of its kind
+	Kind     VolumeKind `json:"kind"`               // file, memory or overlay
+	Base     string     `json:"base,omitempty"`     // of an overlay: the file volume below it, which any number may share
+	Size     Bytes      `json:"size,omitempty"`     // multiple of 512; 0 = the existing file's size, or that of a new overlay's base
 	ReadOnly bool       `json:"readOnly,omitempty"` // VIRTIO_BLK_F_RO is offered, writes fail
 	Serial   string     `json:"serial,omitempty"`   // VIRTIO_BLK_T_GET_ID, at most 20 ASCII characters; default: the name
 	Queues   int        `json:"queues,omitempty"`   // 1..16; default 1
@@ -165,6 +168,11 @@ func (in *Instance) Validate() error {
 			return fail(fmt.Sprintf("volumes[%d]", i), "name %q is used twice", v.Name)
 		}
 		seen[v.Name] = true
+		for j := range in.Volumes {
+			if v.WritesBaseOf(&in.Volumes[j]) {
+				return fail(fmt.Sprintf("volumes[%d]", i), "%q is the base of %q: want readOnly", v.Name, in.Volumes[j].Name)
+			}
+		}
 	}
 	return nil
 }
@@ -206,6 +214,13 @@ func (v *Volume) Validate() error {
 	if err := v.Kind.Check(); err != nil {
 		return err
 	}
+	if v.Kind == VolumeOverlay {
+		if err := CheckName("base", v.Base); err != nil {
+			return err
+		}
+	} else if v.Base != "" {
+		return fmt.Errorf("base: only an overlay has one")
+	}
 	if v.Kind == VolumeMemory && v.Size == 0 {
 		return fmt.Errorf("size: a memory volume needs one")
 	}
@@ -231,6 +246,11 @@ func (v *Volume) SerialOrName() string {
 		return v.Serial
 	}
 	return v.Name[:min(len(v.Name), MaxSerial)]
+}
+
+// WritesBaseOf reports whether v changes what lies below the overlay o.
+func (v *Volume) WritesBaseOf(o *Volume) bool {
+	return v.Kind == VolumeFile && !v.ReadOnly && o.Kind == VolumeOverlay && o.Base == v.Name
 }
 
 // QueueCount is Queues with its default.

@@ -89,6 +89,10 @@ func TestParseInstanceRefuses(t *testing.T) {
 		{"burst negative", "queues: 2", "limits: {iops: 5, burst: -1s}", "burst"},
 		{"burst without unit", "queues: 2", "limits: {iops: 5, burst: 100}", "such as 100ms"},
 		{"size unaligned", "size: 64MiB", "size: 1000", "size"},
+		{"overlay without base", "kind: memory", "kind: overlay", "base \"\""},
+		{"base of a file", "queues: 2", "base: golden", "only an overlay"},
+		{"base path", "kind: memory", "kind: overlay, base: ../golden", "base \"../golden\""},
+		{"base written beside", "kind: memory", "kind: overlay, base: demo-root", "readOnly"},
 		{"volume twice", "name: scratch", "name: demo-root", "twice"},
 		{"initrd alone", "kernel: vmlinuz\n", "\n", "need a kernel"},
 		{"firmware and kernel", "kernel: vmlinuz\n", "kernel: vmlinuz\n  firmware: bios\n", "exclude"},
@@ -133,6 +137,35 @@ func TestLimits(t *testing.T) {
 	}
 	if (*Limits)(nil).String() != "none" || SameLimits(nil, &want) || !SameLimits(nil, nil) {
 		t.Error("no limits are not none")
+	}
+}
+
+func TestOverlay(t *testing.T) {
+	text := strings.Replace(goodInstance, "kind: memory", "kind: overlay, base: golden", 1)
+	in, err := ParseInstance([]byte(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := &in.Volumes[1]
+	if o.Kind != VolumeOverlay || o.Base != "golden" {
+		t.Errorf("got %+v", o)
+	}
+	again, err := EncodeYAML(in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if back, err := ParseInstance(again); err != nil || !reflect.DeepEqual(back, in) {
+		t.Errorf("got %+v, %v after a round trip, want %+v\n%s", back, err, in, again)
+	}
+	for v, want := range map[*Volume]bool{
+		{Name: "golden", Kind: VolumeFile}:                 true,
+		{Name: "golden", Kind: VolumeFile, ReadOnly: true}: false,
+		{Name: "golden", Kind: VolumeMemory}:               false,
+		{Name: "other", Kind: VolumeFile}:                  false,
+	} {
+		if got := v.WritesBaseOf(o); got != want {
+			t.Errorf("%+v writes the base: %v, want %v", v, got, want)
+		}
 	}
 }
 
@@ -184,6 +217,7 @@ func TestVMMOrderValidate(t *testing.T) {
 
 func FuzzParseInstance(f *testing.F) {
 	f.Add([]byte(goodInstance))
+	f.Add([]byte("name: a\nvcpus: 1\nmemory: 64MiB\nvolumes: [{name: v, kind: overlay, base: b}, {name: b, kind: file, readOnly: true}]\n"))
 	f.Add([]byte("name: a\nvcpus: 1\nmemory: 64MiB\nboot: {kernel: k}\n"))
 	f.Fuzz(func(t *testing.T, text []byte) {
 		in, err := ParseInstance(text)

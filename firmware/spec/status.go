@@ -63,7 +63,8 @@ type DeviceStatus struct {
 type VolumeStatus struct {
 	Name      string      `json:"name"`
 	Kind      VolumeKind  `json:"kind"`
-	Size      Bytes       `json:"size"`
+	Base      string      `json:"base,omitempty"` // the file volume that an overlay was made over; empty: it is gone, or was changed
+	Size      Bytes       `json:"size"`           // as a guest sees it; 0: an overlay whose store cannot be read
 	Allocated Bytes       `json:"allocated"`      // blocks in use: less than Size for a sparse file
 	Uses      []VolumeUse `json:"uses,omitempty"` // by the instances that name it
 }

@@ -27,7 +27,7 @@ func volumeCommand(o *options) *cobra.Command {
 
 // kindFlag adds the flag that tells volumes of the same name apart.
 func kindFlag(cmd *cobra.Command, kind *string) {
-	cmd.Flags().StringVar(kind, "kind", string(spec.VolumeFile), "file or memory")
+	cmd.Flags().StringVar(kind, "kind", string(spec.VolumeFile), "file, memory or overlay")
 }
 
 func volumeListCommand(o *options) *cobra.Command {
@@ -39,9 +39,9 @@ func volumeListCommand(o *options) *cobra.Command {
 				return err
 			}
 			return o.print(cmd.OutOrStdout(), list, func(w io.Writer) {
-				fmt.Fprintln(w, "NAME\tKIND\tSIZE\tALLOCATED\tINSTANCES")
+				fmt.Fprintln(w, "NAME\tKIND\tBASE\tSIZE\tALLOCATED\tINSTANCES")
 				for _, v := range list {
-					fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", v.Name, v.Kind, v.Size, v.Allocated, users(&v))
+					fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", v.Name, v.Kind, cmp.Or(v.Base, "-"), v.Size, v.Allocated, users(&v))
 				}
 			})
 		},
@@ -74,6 +74,9 @@ func volumeShowCommand(o *options) *cobra.Command {
 
 func printVolume(w io.Writer, v *spec.VolumeStatus) {
 	fmt.Fprintf(w, "volume\t%s, kind %s\n", v.Name, v.Kind)
+	if v.Kind == spec.VolumeOverlay {
+		fmt.Fprintf(w, "base\t%s\n", cmp.Or(v.Base, "none: the volume that it was made over is gone, or was changed"))
+	}
 	fmt.Fprintf(w, "size\t%s, of which %s are allocated\n", v.Size, v.Allocated)
 	if len(v.Uses) == 0 {
 		fmt.Fprintln(w, "used by\tno instance")
