@@ -72,7 +72,13 @@ func TestVolumes(t *testing.T) {
 	t.Run("queues", func(t *testing.T) { queues(t, env, consoles[left.Name]) })
 	t.Run("memory", func(t *testing.T) { memoryVolume(t, env, consoles[left.Name]) })
 	t.Run("read-only", func(t *testing.T) { readOnly(t, env, consoles[left.Name], "vdc", consoles[right.Name], "vdb") })
-	t.Run("own disks", func(t *testing.T) { ownDisks(t, env, consoles) })
+	t.Run("own disks", func(t *testing.T) {
+		ownDisks(t, consoles)
+		sum := func(name string) string { return cardSum(t, env, spec.VolumeFile, name+"-root", 64*spec.MiB) }
+		if sum("left") == sum("right") {
+			t.Error("two disks, one content")
+		}
+	})
 	for _, in := range []spec.Instance{left, right} {
 		if err := env.Operator.Stop(t.Context(), in.Name, time.Minute); err != nil {
 			t.Error(err)
@@ -177,7 +183,7 @@ func readOnly(t *testing.T, env *vm.LoopbackEnv, left *vm.Console, leftDisk stri
 }
 
 // ownDisks: each writes what the other does not see.
-func ownDisks(t *testing.T, env *vm.LoopbackEnv, consoles map[string]*vm.Console) {
+func ownDisks(t *testing.T, consoles map[string]*vm.Console) {
 	for name, c := range consoles {
 		c.Shell(t, "echo I am "+name+" > /var/me && sync", 0, soon)
 	}
@@ -186,9 +192,5 @@ func ownDisks(t *testing.T, env *vm.LoopbackEnv, consoles map[string]*vm.Console
 		if got := c.Shell(t, "cat /var/me", 0, soon); !strings.Contains(got, "I am "+name) {
 			t.Errorf("%s reads %q", name, got)
 		}
-	}
-	sum := func(name string) string { return cardSum(t, env, spec.VolumeFile, name+"-root", 64*spec.MiB) }
-	if sum("left") == sum("right") {
-		t.Error("two disks, one content")
 	}
 }
