@@ -168,7 +168,8 @@ func volumeLimitCommand(o *options) *cobra.Command {
 	}
 	cmd.Flags().Uint64Var(&l.IOPS, "iops", 0, "operations a second")
 	cmd.Flags().TextVar(&l.Bandwidth, "bandwidth", spec.Bytes(0), "bytes a second, for example 50MiB")
-	cmd.Flags().TextVar(&l.Burst, "burst", spec.Duration(0), "how long unused operations and bytes are saved up (default "+spec.DefaultBurst.String()+")")
+	cmd.Flags().TextVar(&l.Burst, "burst", spec.Duration(0), "how long unused operations and bytes are saved up")
+	cmd.Flags().Lookup("burst").DefValue = spec.DefaultBurst.String() // what 0 means
 	cmd.Flags().BoolVar(&none, "none", false, "remove all limits")
 	return cmd
 }
