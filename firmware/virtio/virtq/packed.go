@@ -119,6 +119,9 @@ func (r *packed) note(pending uint16) {
 // idFlags returns the word that holds the id and flags of entry i.
 func (r *packed) idFlags(i uint16) *uint32 { return wordAt(r.desc, int(i)*descSize+12) }
 
+// lenIDFlags returns the second half of entry i.
+func (r *packed) lenIDFlags(i uint16) *uint64 { return dwordAt(r.desc, int(i)*descSize+8) }
+
 func (r *packed) available() (bool, error) {
 	return r.next.available(uint16(atomic.LoadUint32(r.idFlags(r.next.at)) >> 16)), nil
 }
@@ -245,12 +248,11 @@ func (w *walker) packedTable(d descriptor) error {
 	return nil
 }
 
-// put marks one entry used and skips the others of the buffer (2.8.7). The driver
-// sees it at once: the flags are written last.
+// put marks one entry used and skips the others of the buffer (2.8.7). Length, id
+// and flags are one store: the driver sees all of them, and who goes on after a
+// kill finds the entry as the driver made it or as it is used, never half of each.
 func (r *packed) put(d completion) {
-	entry := r.desc[int(r.filled.at)*descSize:][:descSize]
-	binary.LittleEndian.PutUint32(entry[8:], d.written)
-	var flags uint32
+	var flags uint64
 	if d.written > 0 {
 		flags = flagWrite
 	}
@@ -258,7 +260,7 @@ func (r *packed) put(d completion) {
 		flags |= packedAvail | packedUsed
 	}
 	r.note(d.descs)
-	atomic.StoreUint32(r.idFlags(r.filled.at), uint32(d.id)|flags<<16)
+	atomic.StoreUint64(r.lenIDFlags(r.filled.at), uint64(d.written)|uint64(d.id)<<32|flags<<48)
 	r.dirtyDesc.wrote(int(r.filled.at)*descSize, descSize)
 	r.filled = r.filled.plus(d.descs, r.size)
 	r.note(0)

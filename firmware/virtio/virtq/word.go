@@ -45,3 +45,9 @@ func (w word) store(v uint16) {
 
 // storeWord writes a whole word of which we own both halves.
 func (w word) storeWord(v uint32) { atomic.StoreUint32(w.p, v) }
+
+// dwordAt returns the aligned double word at byte off of b.
+func dwordAt(b []byte, off int) *uint64 {
+	eight := b[off : off+8] // bounds check
+	return (*uint64)(unsafe.Pointer(unsafe.SliceData(eight)))
+}
