@@ -146,7 +146,7 @@ func checkFacts(t *testing.T, v *vm) {
 // zeroing on all queues are checked by the guest and against the volume.
 func TestLinuxVerify(t *testing.T) {
 	for name, disk := range map[string]string{
-		"all features": "", "plain small ring": ",indirect_desc=off,event_idx=off,queue-size=64", "packed ring": ",packed=on",
+		"all features": "", "plain small ring": ",indirect_desc=off,event_idx=off,queue-size=64",
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
@@ -183,18 +183,11 @@ func TestKill(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for name, disk := range map[string]string{"split ring": "", "packed ring": ",packed=on"} {
-		t.Run(name, func(t *testing.T) { killBackEnd(t, kills, disk) })
-	}
-}
-
-func killBackEnd(t *testing.T, kills int, disk string) {
-	t.Helper()
 	dir := t.TempDir()
 	l := newLinux(t, dir)
 	volume := randomVolume(t, dir)
 	p := startBackEnd(t, dir, volume)
-	v := l.start(t, dir, "churn davit.ops=0", disk)
+	v := l.start(t, dir, "churn davit.ops=0", "")
 	v.until("ready")
 	rng := rand.New(rand.NewPCG(uint64(os.Getpid()), 1))
 	for range kills {
